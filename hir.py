@@ -1,0 +1,439 @@
+"""Hindsight Instruction Relabeling: Algorithm 1 of Zhang et al. (ICML 2023) in the order in which the paper explains it.
+
+    1. online sampling      (Sec. 4.1)   sample_online, sample, generate
+    2. relabeling           (Sec. 4.2)   relabel
+    3. the three objectives (Sec. 4.3)   supervised_loss (Eq. 3), contrastive_loss (Eq. 4), entropy_loss (Eq. 5)
+    4. offline training     (Sec. 4.3)   hir_loss (Eq. 6), train_on
+
+Letters in shapes: B questions, N samples or targets per question, R = B*N rows, S source length, T target length,
+K contexts (an instruction with a question) under which a target is scored, M target tokens in a batch, V vocabulary.
+"""
+
+import random
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+import distributed
+from bigbench_tasks import Example
+from feedback import CORRECT, WRONG, instruction_for, is_correct, may_become_correct
+from model_t5 import T5, Tokenizer
+
+IGNORE = -100  # in labels: no token to learn here
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The hyperparameters of Table 7 with their values there, then what the paper leaves open."""
+
+    online_samples: int = 4  # outputs drawn for each question in an iteration
+    sampling_temperature: float = 1.0
+    learning_rate: float = 5e-4
+    train_batch_size: int = 64  # relabeled outputs in a gradient step
+    train_epochs: int = 10  # passes over the replay set in an iteration
+    label_smoothing: float = 0.2
+    beta: float = 0.001  # weight of the entropy term
+    alpha: float = 1.0  # weight of the contrastive term
+
+    sub_output: bool = True  # also train on parts of outputs (Sec. 4.2)
+    contrastive: str = "instructions"  # what Eq. 4 compares: "instructions" on one question, or the whole "batch"
+    max_new_tokens: int = 64
+    sampling_batch_size: int = 64  # questions that are answered at once
+    micro_batch_size: int = 0  # questions in one forward pass of training; 0: the whole batch
+    warmup_steps: int = 0
+    decay_steps: int = 0  # the learning rate falls linearly to a tenth up to this step; 0: it stays constant
+    max_grad_norm: float = 1.0
+
+
+# --- 1. Online sampling (Sec. 4.1) ------------------------------------------------------------------------------------
+
+
+def prompt(instruction: str, question: str) -> str:
+    """The source text: the instruction p, then the query q."""
+    return f"{instruction}\n\nQ: {question}\nA:"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One line of the replay set D_online: a question, what the model answered, and the feedback."""
+
+    example: Example
+    output: str
+    right: bool
+
+
+def sample_online(
+    model: T5, tokenizer: Tokenizer, examples: list[Example], settings: Settings, generator: torch.Generator
+) -> list[Sample]:
+    """Answer every question under the instruction CORRECT and judge the answers; `online_samples` lines per question."""
+    outputs = sample(
+        model,
+        tokenizer,
+        [prompt(CORRECT, example.question) for example in examples],
+        settings.online_samples,
+        settings.sampling_temperature,
+        settings.max_new_tokens,
+        generator,
+        batch_size=settings.sampling_batch_size,
+        progress="sampling",
+    )
+    return [
+        Sample(example, output, is_correct(output, example))
+        for example, answers in zip(examples, outputs, strict=True)
+        for output in answers
+    ]
+
+
+@torch.no_grad()
+def sample(
+    model: T5,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    num_samples: int = 1,
+    temperature: float = 1.0,
+    max_new_tokens: int = 64,
+    generator: torch.Generator | None = None,
+    batch_size: int = 64,
+    progress: str | None = None,
+) -> list[list[str]]:
+    """Draw `num_samples` outputs for each prompt; temperature 0 is greedy decoding. Shape of the result: (prompts, N).
+
+    All randomness is one uniform number per output token, drawn up front from `generator` (on the CPU). An output thus
+    depends on its prompt's place in the list alone, not on what it is batched with, what has finished, or which process
+    samples it.
+    """
+    num_drawn = num_samples if temperature > 0 else 1
+    noise = torch.rand(len(prompts), num_drawn, max_new_tokens if temperature > 0 else 1, generator=generator)
+    sources = [tokenizer.encode(text) for text in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda i: len(sources[i]))  # prompts of one length need no padding
+    was_training = model.training
+    model.eval()
+    outputs = []
+    mine = distributed.shard(by_length)
+    with tqdm(total=len(mine), desc=progress, leave=False, disable=_silent(progress)) as bar:
+        for i in range(0, len(mine), batch_size):
+            batch = mine[i : i + batch_size]
+            input_ids, attention_mask = _pad([sources[j] for j in batch], tokenizer.pad_token_id, model.device)
+            with model.autocast():
+                ids = generate(model, input_ids, attention_mask, max_new_tokens, temperature, noise[batch])
+            outputs += [
+                (j, [tokenizer.decode(row) for row in rows]) for j, rows in zip(batch, ids.tolist(), strict=True)
+            ]
+            bar.update(len(batch))
+    model.train(was_training)
+    answers = dict(distributed.gather(outputs))
+    return [answers[j] * (num_samples // num_drawn) for j in range(len(prompts))]
+
+
+def generate(
+    model: T5, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, temperature: float, noise: Tensor
+) -> Tensor:
+    """Sample token by token: (B, S) sources and (B, N, L) uniform noise -> (B, N, L) ids, padded behind `</s>`.
+
+    A question is encoded once and its N samples share that, and the cross-attention keys and values made from it.
+    """
+    config, device = model.config, input_ids.device
+    (num_questions, _), (_, num_samples, _) = input_ids.shape, noise.shape
+    noise = noise.to(device)
+    memory = model.encode(input_ids, attention_mask)  # (B, S, D)
+    cache = model.start_cache(memory, attention_mask, num_samples, max_new_tokens)
+    output_ids = torch.full((num_questions, num_samples, max_new_tokens), config.pad_token_id, device=device)
+    running = torch.arange(num_questions, device=device)  # the questions that are still being answered
+    tokens = torch.full((num_questions * num_samples,), config.decoder_start_token_id, device=device)
+    finished = torch.zeros_like(tokens, dtype=torch.bool)  # (R,)
+    for t in range(max_new_tokens):
+        logits = model.step(tokens, cache)  # (R, V)
+        tokens = choose(logits, temperature, noise[running, :, min(t, noise.shape[2] - 1)].flatten())
+        tokens = tokens.masked_fill(finished, config.pad_token_id)
+        output_ids[running, :, t] = tokens.view(-1, num_samples)
+        finished = finished | (tokens == config.eos_token_id)
+        open_questions = ~finished.view(-1, num_samples).all(dim=1)
+        num_open = int(open_questions.sum())
+        if num_open == 0:
+            break
+        if num_open <= 0.75 * len(running):  # shrinking the cache copies it, so only when it pays
+            rows = open_questions.nonzero().flatten()
+            cache, running = cache.keep(rows), running[rows]
+            tokens, finished = (x.view(-1, num_samples)[rows].flatten() for x in (tokens, finished))
+    return output_ids
+
+
+def choose(logits: Tensor, temperature: float, noise: Tensor) -> Tensor:
+    """One token per row: (R, V) logits and (R,) uniform noise -> (R,), by inverting the cumulative distribution."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    cumulative = (logits.float() / temperature).softmax(dim=-1).cumsum(dim=-1)
+    # Scaled by the last entry, which rounding may have left a little off 1, so that no index falls outside.
+    index = torch.searchsorted(cumulative, (noise * cumulative[:, -1])[:, None], right=True)
+    return index.flatten().clamp(max=logits.shape[-1] - 1)
+
+
+# --- 2. Relabeling (Sec. 4.2) -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An output, or a part of one, with the instruction that it fulfils: learn `tokens[start:]` given `tokens[:start]`."""
+
+    instruction: str
+    question: str
+    tokens: tuple[int, ...]
+    start: int = 0
+
+
+def relabel(samples: Iterable[Sample], tokenizer: Tokenizer, sub_output: bool, rng: random.Random) -> list[Pair]:
+    """phi of Sec. 4.2: give every output the instruction that it fulfils, and so every part of one.
+
+    Sub-outputs. Each output of two tokens or more is cut at a random time step. What follows the cut is learned given
+    what precedes it, under the instruction that the whole output fulfils: in an answer that went wrong, no ending makes
+    it right. What precedes the cut is a sub-output of its own, and fulfils CORRECT as long as a right answer begins
+    like that; so a wrong answer still teaches which of its steps were right.
+
+    The prefix of a sub-output stays in the decoder, as the tokens that the model has generated so far (the authors' code
+    appends it to the encoder's input). That is the state in which the next token will be chosen when the model samples,
+    and all sub-outputs of a question can then share its encoding.
+
+    Equal pairs are kept once, as in the authors' code: what a peaked model says again and again counts no more than what
+    it says once, which keeps the rare right answer, or the rare wrong one, from being drowned.
+    """
+    pairs: dict[Pair, None] = {}  # a set that remembers the order, so that a run can be repeated
+    seen: set[tuple[str, str]] = set()
+    for s in samples:
+        question = s.example.question
+        if (question, s.output) in seen:
+            continue
+        seen.add((question, s.output))
+        tokens = tuple(tokenizer.encode(s.output))  # ends in </s>
+        pairs[Pair(instruction_for(s.right), question, tokens)] = None
+        if sub_output and len(tokens) > 2:
+            cut = rng.randrange(1, len(tokens) - 1)
+            still_right = s.right or may_become_correct(tokenizer.decode(tokens[:cut]), s.example)
+            pairs[Pair(instruction_for(still_right), question, tokens[:cut])] = None
+            pairs[Pair(instruction_for(s.right), question, tokens, start=cut)] = None
+    return list(pairs)
+
+
+# --- 3. The three objectives (Sec. 4.3) -------------------------------------------------------------------------------
+
+
+def supervised_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Eq. 3, L_supervise: cross-entropy of the output given instruction and question, with label smoothing.
+
+    Args: logits (..., V); labels (...), with -100 where there is no token. Returns the mean over tokens, a scalar.
+    """
+    logits, labels = logits[labels != IGNORE], labels[labels != IGNORE]  # (M, V), (M,)
+    log_probs = logits.float().log_softmax(dim=-1)
+    nll = -log_probs.gather(-1, labels[:, None]).squeeze(-1)
+    uniform = -log_probs.mean(dim=-1)  # cross-entropy against the uniform distribution over the vocabulary
+    return _mean((1 - label_smoothing) * nll + label_smoothing * uniform)
+
+
+def contrastive_loss(log_probs: Tensor, own: Tensor | None = None) -> Tensor:
+    """Eq. 4, L_contrastive: each output must be likelier in its own context than in the others.
+
+    Args: log_probs (R, K), log_probs[i, k] = log P(o_i | q_k, p_k); own (R,), the column of each output's own context,
+    by default the diagonal. Returns the mean over outputs (the paper's sum over i, divided by R), a scalar.
+    """
+    own = torch.arange(len(log_probs), device=log_probs.device) if own is None else own
+    return _mean(-log_probs.log_softmax(dim=-1).gather(-1, own[:, None]).squeeze(-1))
+
+
+def entropy_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Eq. 5, L_entropy: the negative entropy, sum of P log P over the vocabulary; least where outputs are most diverse.
+
+    Args: logits (..., V); labels (...), with -100 where there is no token. Returns the mean over tokens, a scalar.
+    """
+    log_probs = logits[labels != IGNORE].float().log_softmax(dim=-1)
+    return _mean((log_probs.exp() * log_probs).sum(dim=-1))
+
+
+# --- 4. Offline training (Sec. 4.3) -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Targets and the contexts under which they are scored.
+
+    There are G groups of N targets; the targets of a group are scored under the same K contexts, and a context is encoded
+    once. For "instructions" a group is a question, and its contexts are that question under CORRECT and under WRONG. For
+    "batch" all targets are one group, whose contexts are all those of the batch. With alpha = 0 a group has one context.
+    """
+
+    input_ids: Tensor  # (K*G, S): the first context of every group, then the second of every group, ...
+    attention_mask: Tensor  # (K*G, S)
+    decoder_input_ids: Tensor  # (R, T), R = G*N
+    labels: Tensor  # (R, T), IGNORE on given prefixes and on padding
+    own: Tensor  # (R,), which of the K contexts a target belongs to
+    num_contexts: int  # K
+
+
+def make_batch(model: T5, tokenizer: Tokenizer, groups: list[list[Pair]], settings: Settings) -> Batch:
+    """Lay out pairs, grouped by question, as tensors on the model's device."""
+    if settings.alpha == 0:
+        groups = _group((pair for group in groups for pair in group), key=lambda p: (p.instruction, p.question))
+        contexts = [[(group[0].instruction, group[0].question) for group in groups]]
+    elif settings.contrastive == "instructions":
+        contexts = [[(instruction, group[0].question) for group in groups] for instruction in (CORRECT, WRONG)]
+    else:
+        groups = [[pair for group in groups for pair in group]]
+        contexts = [[context] for context in dict.fromkeys((p.instruction, p.question) for p in groups[0])]
+    num_targets = max(map(len, groups))
+    targets, labels, own = [], [], []
+    for g, group in enumerate(groups):
+        column = {row[g]: k for k, row in enumerate(contexts)}
+        # Groups are filled up to one size with targets that have nothing to learn.
+        filling = [()] * (num_targets - len(group))
+        targets += [pair.tokens for pair in group] + filling
+        labels += [(IGNORE,) * pair.start + pair.tokens[pair.start :] for pair in group] + filling
+        own += [column[pair.instruction, pair.question] for pair in group] + [0] * len(filling)
+    device, pad = model.device, tokenizer.pad_token_id
+    sources = [tokenizer.encode(prompt(*context)) for row in contexts for context in row]
+    input_ids, attention_mask = _pad(sources, pad, device)
+    decoder_input_ids = model.shift_right(_pad(targets, pad, device)[0])
+    labels, own = _pad(labels, IGNORE, device)[0], torch.tensor(own, device=device)
+    return Batch(input_ids, attention_mask, decoder_input_ids, labels, own, len(contexts))
+
+
+def hir_loss(model: T5, batch: Batch, settings: Settings) -> dict[str, Tensor]:
+    """The terms of Eq. 6, each a mean, from one pass through the encoder and one through the decoder.
+
+    L_final = supervised + alpha * contrastive + beta * entropy.
+    """
+    num_contexts, (num_rows, length) = batch.num_contexts, batch.labels.shape
+    memory = model.encode(batch.input_ids, batch.attention_mask)  # (K*G, S, D)
+    decoder_input_ids = batch.decoder_input_ids.repeat(num_contexts, 1)  # (K*R, T)
+    hidden = model.decode(decoder_input_ids, memory, batch.attention_mask).view(num_contexts, num_rows, length, -1)
+    learned = batch.labels != IGNORE  # (R, T)
+    labels, row = batch.labels[learned], learned.nonzero()[:, 0]  # (M,), (M,)
+    logits = model.logits(hidden[:, learned]).float()  # (K, M, V): only tokens that are learned pay for the vocabulary
+    own_logits = logits[batch.own[row], torch.arange(len(row), device=row.device)]  # (M, V)
+    losses = {"supervised": supervised_loss(own_logits, labels, settings.label_smoothing)}
+    if settings.alpha:
+        log_probs = mean_log_probs(logits, labels, row, num_rows)  # (R, K)
+        filled = learned.any(dim=1)
+        losses["contrastive"] = contrastive_loss(log_probs[filled], batch.own[filled])
+    if settings.beta:
+        losses["entropy"] = entropy_loss(own_logits, labels)
+    return losses
+
+
+def mean_log_probs(logits: Tensor, labels: Tensor, row: Tensor, num_rows: int) -> Tensor:
+    """log P(o_i | q_k, p_k) for Eq. 4: (K, M, V) logits of the tokens in `row` (M,) -> (R, K).
+
+    It is the mean over an output's tokens, as in the authors' code, not their sum: summed over a long output, the
+    difference between two instructions saturates Eq. 4, and only short outputs would still be taught anything.
+    """
+    token_log_probs = -F.cross_entropy(
+        logits.transpose(1, 2), labels.expand(len(logits), -1), reduction="none"
+    )  # (K, M)
+    total = token_log_probs.new_zeros(num_rows, len(logits)).index_add(0, row, token_log_probs.T)
+    return total / torch.bincount(row, minlength=num_rows).clamp(min=1)[:, None]
+
+
+def train_on(
+    model: T5,
+    tokenizer: Tokenizer,
+    pairs: list[Pair],
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    settings: Settings,
+    rng: random.Random,
+) -> dict[str, float]:
+    """Offline training: `train_epochs` passes over the relabeled pairs. Returns each loss, averaged over the steps."""
+    model.train()
+    groups = _group(pairs, key=lambda p: p.question)
+    sums: dict[str, float] = {}
+    batches = [
+        batch for _ in range(settings.train_epochs) for batch in _batches(groups, settings.train_batch_size, rng)
+    ]
+    for batch in tqdm(batches, desc="training", leave=False, disable=_silent("training")):
+        for name, value in gradient_step(model, tokenizer, batch, optimizer, settings).items():
+            sums[name] = sums.get(name, 0.0) + value / len(batches)
+        scheduler.step()
+    return sums
+
+
+def gradient_step(
+    model: T5, tokenizer: Tokenizer, groups: list[list[Pair]], optimizer: torch.optim.Optimizer, settings: Settings
+) -> dict[str, float]:
+    """One optimizer step on L_final over these groups of pairs. Returns the losses.
+
+    Micro-batches and processes each take a part of the groups. A part's mean is weighted with its part of the tokens (of
+    the outputs, for the contrastive term), so that the gradient is that of the whole batch, however it is cut.
+    """
+    weights = {"supervised": 1.0, "contrastive": settings.alpha, "entropy": settings.beta}
+    num_tokens, num_outputs = _sizes(groups)
+    mine = distributed.shard(sorted(groups, key=lambda group: len(group[0].question)))
+    optimizer.zero_grad(set_to_none=True)
+    losses = torch.zeros(len(weights), device=model.device)
+    for part in _chunks(mine, settings.micro_batch_size or len(groups)):
+        part_tokens, part_outputs = _sizes(part)
+        with model.autocast():
+            terms = hir_loss(model, make_batch(model, tokenizer, part, settings), settings)
+        for name in terms:
+            terms[name] = terms[name] * (
+                part_outputs / num_outputs if name == "contrastive" else part_tokens / num_tokens
+            )
+        sum(weights[name] * term for name, term in terms.items()).backward()
+        losses += torch.stack([terms[name].detach() if name in terms else losses.new_zeros(()) for name in weights])
+    distributed.sum_gradients(model.parameters())
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    if torch.isfinite(norm):
+        optimizer.step()
+    else:  # the weights stay as they were
+        tqdm.write(f"Step left out: the gradient is not finite. First output of the batch: {groups[0][0]}")
+    return dict(zip(weights, distributed.sum_values(losses).tolist(), strict=True))
+
+
+# --- Helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _batches(groups: list[list[Pair]], batch_size: int, rng: random.Random) -> Iterator[list[list[Pair]]]:
+    """Groups in random order, in batches of about `batch_size` pairs, of similar length so that little is padded."""
+    groups = rng.sample(groups, len(groups))
+    window = 16 * batch_size
+    groups = [g for chunk in _chunks(groups, window) for g in sorted(chunk, key=lambda group: len(group[0].question))]
+    batches: list[list[list[Pair]]] = [[]]
+    for group in groups:
+        if batches[-1] and _sizes([*batches[-1], group])[1] > batch_size:
+            batches.append([])
+        batches[-1].append(group)
+    yield from rng.sample(batches, len(batches))
+
+
+def _group(pairs: Iterable[Pair], key: Callable[[Pair], Hashable]) -> list[list[Pair]]:
+    groups: dict[Hashable, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(key(pair), []).append(pair)
+    return list(groups.values())
+
+
+def _sizes(groups: list[list[Pair]]) -> tuple[int, int]:
+    """How many tokens these pairs teach, and how many pairs there are."""
+    return sum(len(p.tokens) - p.start for group in groups for p in group), sum(map(len, groups))
+
+
+def _chunks(items: list, size: int) -> Iterator[list]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _pad(rows: list[Sequence[int]], filler: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of ids, filled up to one length, and the mask that tells ids from filler: (B, S) and (B, S)."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows])
+    mask = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
+    return ids.to(device), mask.to(device)
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean; 0 of nothing, so that a batch without tokens has a loss and a gradient."""
+    return values.sum() / max(1, values.numel())
+
+
+def _silent(progress: str | None) -> bool | None:
+    """For tqdm: no bar without a name or from any but the first process; None leaves it to tqdm, which asks for a terminal."""
+    return True if progress is None or distributed.rank() > 0 else None

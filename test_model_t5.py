@@ -1,0 +1,492 @@
+"""model_t5.py, tokenizer_t5.py and checkpoints_io.py: against transformers, and against bad files and connections."""
+
+import http.server
+import json
+import os
+import pickle
+import shutil
+import struct
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import checkpoints_io
+from model_t5 import T5, CheckpointError, T5Config, Tokenizer, load_checkpoint, save_checkpoint
+
+SHARED = Path(os.environ.get("HIR_SHARED", Path(__file__).resolve().parent.parent / "shared"))
+SPIECE = SHARED / "t5" / "spiece.model"
+
+torch.set_num_threads(1)  # matrices this small only lose by sharing
+
+TINY = {
+    "vocab_size": 32128, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 3, "num_layers": 2,
+    "decoder_start_token_id": 0, "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+}  # fmt: skip
+ORIGINAL = TINY | {"num_decoder_layers": 3}
+FLAN = TINY | {"num_decoder_layers": 1, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+
+
+def write_peer(directory: Path, values: dict, dtype=torch.float32, **how):
+    """A random checkpoint written by transformers, norms and FLAN output matrix not as at the start."""
+    torch.manual_seed(0)
+    peer = transformers.T5ForConditionalGeneration(transformers.T5Config(**values)).eval()
+    if values.get("tie_word_embeddings") is False:
+        peer.lm_head.weight = torch.nn.Parameter(torch.randn_like(peer.shared.weight) * 0.5)
+    for name, parameter in peer.named_parameters():
+        if "layer_norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    peer.to(dtype).save_pretrained(directory, **how)
+    shutil.copyfile(SPIECE, directory / "spiece.model")
+    return peer.float()
+
+
+def as_bin(directory: Path) -> None:
+    """Turn safetensors, one file or several, into the pickled form, with the copies that transformers 4 wrote."""
+    parts = {path: load_file(path) for path in sorted(directory.glob("*.safetensors"))}
+    tied = not any("lm_head.weight" in tensors for tensors in parts.values())
+    weight_map = {}
+    for path, tensors in parts.items():
+        if "shared.weight" in tensors:
+            users = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"] + ["lm_head.weight"] * tied
+            tensors |= dict.fromkeys(users, tensors["shared.weight"])
+            tensors["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.ones(8, 3)
+        name = path.stem.replace("model", "pytorch_model") + ".bin"
+        weight_map |= dict.fromkeys(tensors, name)
+        torch.save(tensors, directory / name)
+        path.unlink()
+    for path in directory.glob("*.index.json"):
+        path.unlink()
+        (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def batch(num_targets=1):
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.randint(3, 32000, (3, 20), generator=generator)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, 11:] = 0
+    labels = torch.randint(3, 32000, (3 * num_targets, 17), generator=generator)
+    labels[2, 5:] = -100
+    return input_ids, attention_mask, labels
+
+
+def assert_same_function(model: T5, peer) -> None:
+    input_ids, attention_mask, labels = batch()
+    with torch.no_grad():
+        ours = model(input_ids, attention_mask, labels)
+        theirs = peer(input_ids=input_ids, attention_mask=attention_mask, labels=labels).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def greedy(model: T5, input_ids, attention_mask, length: int) -> torch.Tensor:
+    cache = model.start_cache(model.encode(input_ids, attention_mask), attention_mask, 1, length)
+    tokens = [torch.full((len(input_ids),), model.config.decoder_start_token_id)]
+    for _ in range(length):
+        tokens.append(model.step(tokens[-1], cache).argmax(-1))
+    return torch.stack(tokens[1:], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [
+        ("safetensors", torch.float32), ("safetensors", torch.bfloat16), ("split safetensors", torch.float16),
+        ("bin", torch.bfloat16), ("split bin", torch.float32),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("values", [ORIGINAL, FLAN], ids=["original", "flan"])
+def test_reads_what_transformers_writes(tmp_path, values, form, dtype):
+    peer = write_peer(tmp_path, values, dtype, **({"max_shard_size": "100KB"} if "split" in form else {}))
+    assert (tmp_path / "model.safetensors.index.json").exists() == ("split" in form)
+    if "bin" in form:
+        as_bin(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        config["tie_word_embeddings"] = values.get("tie_word_embeddings", True)  # one key stood for tying and scaling
+        del config["scale_decoder_outputs"]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    model, _ = load_checkpoint(str(tmp_path))
+    assert {p.dtype for p in model.parameters()} == {torch.float32} and not model.training
+    assert model.config.tie_word_embeddings == (values is ORIGINAL) == model.config.scale_decoder_outputs
+    assert_same_function(model, peer)
+    input_ids, attention_mask, _ = batch()
+    with torch.no_grad():
+        # The cache of transformers 5.23 has no place for the layers of a decoder deeper than the encoder.
+        how = {"do_sample": False, "use_cache": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 12}
+        theirs = peer.generate(input_ids=input_ids, attention_mask=attention_mask, **how)
+        assert torch.equal(greedy(model, input_ids, attention_mask, 12), theirs[:, 1:])
+
+
+@pytest.mark.parametrize("values", [ORIGINAL, FLAN], ids=["original", "flan"])
+def test_transformers_reads_what_we_write(tmp_path, values):
+    torch.manual_seed(0)
+    model = T5(T5Config(**values)).eval()
+    tokenizer = Tokenizer(SPIECE)
+    saved = tmp_path / "new" / "model"
+    save_checkpoint(saved, model, tokenizer)
+    peer = transformers.T5ForConditionalGeneration.from_pretrained(saved)
+    assert_same_function(model, peer)
+    text = "a <extra_id_0> b\n"
+    assert transformers.AutoTokenizer.from_pretrained(saved)(text).input_ids == tokenizer.encode(text)
+    again, _ = load_checkpoint(saved)
+    assert again.config == model.config
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    assert sorted(path.name for path in saved.iterdir()) == [
+        "config.json", "model.safetensors", "spiece.model", "tokenizer_config.json",
+    ]  # fmt: skip
+
+
+def test_initial_weights_have_the_spread_of_transformers(tmp_path):
+    torch.manual_seed(0)
+    values = FLAN | {"vocab_size": 500, "d_model": 96, "d_ff": 200, "num_heads": 12, "initializer_factor": 0.5}
+    peer = dict(transformers.T5ForConditionalGeneration(transformers.T5Config(**values)).named_parameters())
+    for name, parameter in T5(T5Config(**values)).named_parameters():
+        theirs = peer.get(name, peer["shared.weight"])  # transformers starts with a tied output layer
+        ours, theirs = parameter.detach(), theirs.detach()
+        assert ours.shape == theirs.shape
+        assert ours.std(correction=0).item() == pytest.approx(theirs.std(correction=0).item(), rel=0.3, abs=1e-6), name
+        assert (ours.mean() - theirs.mean()).abs() <= 0.4 * theirs.std(correction=0) + 1e-6, name
+
+
+def test_steps_with_a_cache_are_the_full_decoder():
+    torch.manual_seed(0)
+    model = T5(T5Config(**ORIGINAL | {"vocab_size": 32000})).eval()
+    num_targets = 3
+    input_ids, attention_mask, labels = batch(num_targets)
+    attention_mask[2] = 0  # nothing to see is no reason for NaN
+    with torch.no_grad():
+        full = model(input_ids, attention_mask, labels)
+        one_by_one = model(input_ids.repeat_interleave(3, 0), attention_mask.repeat_interleave(3, 0), labels)
+        torch.testing.assert_close(full, one_by_one, atol=1e-4, rtol=1e-4)
+        assert full.isfinite().all()
+        decoder_input_ids = model.shift_right(labels)
+        memory = model.encode(input_ids, attention_mask)
+        caches = [model.start_cache(memory, attention_mask, num_targets, 17) for _ in range(2)]
+        rows = torch.arange(9)
+        for t in range(17):
+            if t == 7:
+                kept = torch.tensor([2, 0])
+                rows, caches[0] = caches[0].rows(kept), caches[0].keep(kept)
+            logits = model.step(decoder_input_ids[rows, t], caches[0])
+            torch.testing.assert_close(logits, full[rows, t], atol=1e-4, rtol=1e-4)
+            model.step(decoder_input_ids[:, 16 - t], caches[1])  # a second generation in between disturbs nothing
+        with pytest.raises(IndexError):
+            model.step(decoder_input_ids[rows, 0], caches[0])
+
+
+def test_training_in_bfloat16_and_with_recomputed_blocks():
+    torch.manual_seed(0)
+    model = T5(T5Config(**FLAN | {"dropout_rate": 0.0})).train()
+    gradients = []
+    for autocast, recompute in ((False, False), (False, True), (True, False)):
+        model.zero_grad()
+        model.gradient_checkpointing = recompute
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = model(*batch(2))
+        torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch(2)[2].flatten()).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert torch.cosine_similarity(gradients[0], gradients[2], dim=0) > 0.99
+
+
+# --- tokenizer
+
+AWKWARD = [
+    "", " ", "\n", " a ", "a  b", "a\nb\r\n\tc", "héllo e\u0301", "🙂 x🙂", "a<extra_id_0>b", "a <extra_id_0> b",
+    "<extra_id_99> .", "<extra_id_0><extra_id_1>", "<extra_id_0>\nb", "<extra_id_100>", "<extra_id_00>", "x</s>y",
+    "x </s> y</s>", "<pad>a", "<unk>",
+    "a\u00a0b\u3000c\u200bd\u2028e", "a\x85b", "a\x00b\x01c", "▁a ▁ b", "ﬁne ½", "\ufeffa\u00adb",
+]  # fmt: skip
+
+
+def official_texts() -> list[str]:
+    texts = set()
+    for path in sorted((SHARED / "bigbench").rglob("task.json")):
+        for example in json.loads(path.read_text())["examples"]:
+            texts.add(example["input"])
+            target = example.get("target", [])
+            texts |= {target} if isinstance(target, str) else set(target)
+            texts |= set(example.get("target_scores", {}))
+    return sorted(texts)
+
+
+def test_tokenizer_gives_the_ids_and_texts_of_transformers(tmp_path):
+    shutil.copyfile(SPIECE, tmp_path / "spiece.model")
+    peer, tokenizer = transformers.T5Tokenizer.from_pretrained(tmp_path), Tokenizer(SPIECE)
+    texts = official_texts() + AWKWARD
+    assert len(texts) > 3000
+    theirs = peer(texts).input_ids
+    assert [tokenizer.encode(text) for text in texts] == theirs
+    theirs = theirs[: -len(AWKWARD)]
+    assert [tokenizer.decode(ids) for ids in theirs] == peer.batch_decode(theirs, skip_special_tokens=True)
+    assert (tokenizer.vocab_size, tokenizer.pad_token_id, tokenizer.eos_token_id) == (len(peer), 0, 1)
+    assert tokenizer.encode("<extra_id_0>") == [32099, 1]
+    for i in range(-100, 32128):
+        assert isinstance(tokenizer.decode([i]), str)
+    assert tokenizer.decode([-100, 0, 1, 2, 32000, 32127]) == ""
+    assert tokenizer.decode(torch.tensor([1, 9, 9, 1, 9])) == tokenizer.decode(np.array([9, 9, 9]))
+
+
+def test_a_small_vocabulary_without_sentinels_survives_a_round_trip(tmp_path):
+    import sentencepiece
+
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(official_texts()[:500]))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(tmp_path / "spiece"), vocab_size=300, character_coverage=1.0,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, pad_piece="<pad>", minloglevel=2,
+    )  # fmt: skip
+    model, tokenizer = T5(T5Config(**TINY | {"vocab_size": 304})), Tokenizer(tmp_path / "spiece.model", extra_ids=0)
+    save_checkpoint(tmp_path / "model", model, tokenizer)
+    again = load_checkpoint(tmp_path / "model")[1]
+    peer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert again.vocab_size == tokenizer.vocab_size == len(peer) == 300
+    texts = [*official_texts()[:50], "a <extra_id_0> b"]
+    assert [again.encode(text) for text in texts] == peer(texts).input_ids
+
+
+# --- bad checkpoints
+
+
+@pytest.fixture
+def good(tmp_path) -> Path:
+    """A whole checkpoint of a small model, to be damaged."""
+    save_checkpoint(tmp_path / "good", T5(T5Config(**TINY)), Tokenizer(SPIECE))
+    return tmp_path / "good"
+
+
+def edit_header(path: Path, edit) -> None:
+    data = path.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + size])
+    text = edit(header)
+    text = json.dumps(header).encode() if text is None else text
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+
+
+def edit_tensors(path: Path, edit) -> None:
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path)
+
+
+SHARED_WEIGHT = "shared.weight"
+NORM = "encoder.final_layer_norm.weight"
+BAD_HEADERS = {
+    "overlap": lambda h: h[NORM].update(data_offsets=h[SHARED_WEIGHT]["data_offsets"][:1] * 2),
+    "beyond the end": lambda h: h[NORM].update(data_offsets=[10**12, 10**12 + 128]),
+    "negative": lambda h: h[NORM].update(data_offsets=[-128, 0]),
+    "wrong size": lambda h: h[NORM].update(shape=[33]),
+    "negative shape": lambda h: h[NORM].update(shape=[-4, -8]),
+    "gap": lambda h: h.pop(NORM) and None,
+    "dtype": lambda h: h[NORM].update(dtype="I32"),
+    "no offsets": lambda h: h[NORM].pop("data_offsets") and None,
+    "one offset": lambda h: h[NORM].update(data_offsets=[0]),
+    "text offsets": lambda h: h[NORM].update(data_offsets="ab"),
+    "no object": lambda h: h.update({NORM: 3}),
+    "twice": lambda h: json.dumps(h).encode()[:-1] + f', "{NORM}": {json.dumps(h[NORM])}'.encode() + b"}",
+    "no json": lambda h: b"{" * 50,
+    "deep": lambda h: b'{"a":' + b"[" * 100_000,
+    "a list": lambda h: b"[]",
+}
+
+
+@pytest.mark.parametrize("kind", BAD_HEADERS)
+def test_lying_safetensors_are_refused(good, kind):
+    edit_header(good / "model.safetensors", BAD_HEADERS[kind])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        load_checkpoint(good)
+
+
+def test_an_unaligned_header_is_fine(good):
+    edit_header(good / "model.safetensors", lambda h: json.dumps(h).encode() + b" ")
+    load_checkpoint(good)
+
+
+@pytest.mark.parametrize("size", [0, 7, 8, 100, 5000, -1])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_truncated_weights_are_refused(good, name, size):
+    if name.endswith("bin"):
+        as_bin(good)
+    path = good / name
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=name):
+        load_checkpoint(good)
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (lambda t: t.pop(NORM), NORM),
+        (lambda t: t.update(stranger=torch.ones(1)), "stranger"),
+        (lambda t: t.update({NORM: torch.ones(5)}), NORM),
+        (lambda t: t.update({NORM: torch.ones(1)}), NORM),  # would broadcast
+        (lambda t: t[NORM].__setitem__(3, float("nan")), NORM),
+        (lambda t: t.update({"encoder.embed_tokens.weight": t[SHARED_WEIGHT] + 1}), "encoder.embed_tokens.weight"),
+        (lambda t: t.update({"lm_head.weight": torch.ones(5, 5)}), "lm_head.weight"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(good, edit, named):
+    edit_tensors(good / "model.safetensors", edit)
+    with pytest.raises(CheckpointError, match=named):
+        load_checkpoint(good)
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/etc/passwd", "", "..", "sub/x.bin", "gone.bin", "a.txt", 3]
+)
+def test_an_index_stays_in_its_directory(good, name):
+    (good / "model.safetensors").rename(good.parent / "outside.safetensors")
+    (good / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {SHARED_WEIGHT: name}}))
+    with pytest.raises(CheckpointError):
+        load_checkpoint(good)
+
+
+def test_a_tensor_must_be_in_the_file_its_index_says(good):
+    (good / "model.safetensors").rename(good / "a.safetensors")
+    names = load_file(good / "a.safetensors")
+    for weight_map in (dict.fromkeys([*names, "ghost"], "a.safetensors"), dict.fromkeys([*names][1:], "a.safetensors")):
+        (good / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(CheckpointError, match="the tensor"):
+            load_checkpoint(good)
+
+
+class Bomb:
+    """A pickle that would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_a_pickle_runs_no_code(good, write):
+    (good / "model.safetensors").unlink()
+    write({"shared.weight": Bomb(good / "boom")}, good / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
+        load_checkpoint(good)
+    assert not (good / "boom").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("d_model", None), ("d_model", "32"), ("d_model", True), ("d_model", 0), ("num_heads", -1),
+        ("dropout_rate", 1.5), ("dropout_rate", float("nan")), ("feed_forward_proj", "silu"),
+        ("tie_word_embeddings", "yes"), ("vocab_size", 32000),
+        ("relative_attention_num_buckets", 2), ("eos_token_id", [1]),
+    ],
+)  # fmt: skip
+def test_a_bad_setting_is_named(good, name, value):
+    config = json.loads((good / "config.json").read_text()) | {name: value}
+    (good / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=name):
+        load_checkpoint(good)
+
+
+def test_missing_and_broken_files_are_named(good):
+    def refuses(name: str, data: bytes | None, match: str) -> None:
+        old = (good / name).read_bytes()
+        (good / name).unlink() if data is None else (good / name).write_bytes(data)
+        with pytest.raises(CheckpointError, match=match):
+            load_checkpoint(good)
+        (good / name).write_bytes(old)
+
+    for name in ("config.json", "spiece.model"):
+        refuses(name, None, name)
+        refuses(name, b"", name)
+        refuses(name, b"garbage" * 9, name)
+    refuses("model.safetensors", None, "no weights")
+    refuses("config.json", b"[1]", "config.json")
+    refuses("config.json", b"\xff", "config.json")
+    refuses("tokenizer_config.json", b'{"extra_ids": -1}', "extra_ids")
+    with pytest.raises(CheckpointError, match="no such directory"):
+        load_checkpoint(good / "nothing")
+    load_checkpoint(good)
+
+
+def test_an_interrupted_write_leaves_the_old_file(good, monkeypatch):
+    before = {path.name: path.read_bytes() for path in good.iterdir()}
+    monkeypatch.setattr(checkpoints_io.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(good, T5(T5Config(**TINY)), Tokenizer(SPIECE))
+    assert {path.name: path.read_bytes() for path in good.iterdir()} == before
+
+
+# --- the hub
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A local hub with one model, `org/tiny`, and an empty cache. Sending the file `hub.cut` breaks off half way."""
+    files = tmp_path / "files"
+    peer = write_peer(files, FLAN, max_shard_size="3MB")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            server.asked.append(self.path)
+            path = files / self.path.removeprefix("/org/tiny/resolve/main/")
+            if not path.is_file():
+                self.send_error(404)
+                return
+            data = path.read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2] if path.name == server.cut else data)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked, server.cut, server.peer, server.files, server.cache = [], None, peer, files, tmp_path / "cache"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}/")
+    monkeypatch.setenv("HF_HUB_CACHE", str(server.cache))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_a_name_is_downloaded_once(hub, form, monkeypatch):
+    if form == "bin":
+        as_bin(hub.files)
+    hub.cut = sorted(path.name for path in hub.files.glob(f"*.{form}"))[1]
+    with pytest.raises(CheckpointError, match=hub.cut):
+        load_checkpoint("org/tiny")
+    assert not list(hub.cache.rglob(hub.cut)) and not list(hub.cache.rglob(".*"))
+    hub.cut = None
+    model, _ = load_checkpoint("org/tiny")
+    assert_same_function(model, hub.peer)
+    asked = len(hub.asked)
+    load_checkpoint("org/tiny")
+    assert len(hub.asked) == asked
+    # The layout is the Hugging Face library's own, in both directions; without refs/main any whole snapshot will do.
+    how = {"local_files_only": True, "cache_dir": hub.cache}
+    peer = transformers.T5ForConditionalGeneration.from_pretrained("org/tiny", **how)
+    assert_same_function(model, peer)
+    shutil.rmtree(hub.cache / "models--org--tiny" / "refs")
+    monkeypatch.delenv("HF_HUB_CACHE")
+    monkeypatch.setenv("HF_HOME", str(hub.cache.parent / "home"))
+    (hub.cache.parent / "home").mkdir()
+    hub.cache.rename(hub.cache.parent / "home" / "hub")
+    load_checkpoint("org/tiny")
+    assert len(hub.asked) == asked
+
+
+def test_what_the_hub_does_not_have_is_said(hub, monkeypatch):
+    with pytest.raises(CheckpointError, match=r"org/other.*config\.json"):
+        load_checkpoint("org/other")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(CheckpointError, match=r":9/org/tiny/resolve/main/config\.json could not be fetched"):
+        load_checkpoint("org/tiny")
+    for name in ("../files", "a/b/c", "org/..", "~/x"):
+        with pytest.raises(CheckpointError, match="no such directory"):
+            load_checkpoint(name)

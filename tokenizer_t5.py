@@ -1,0 +1,65 @@
+"""T5's tokenizer from SentencePiece alone."""
+
+import os
+import re
+from pathlib import Path
+
+import sentencepiece
+
+import checkpoints_io
+from checkpoints_io import CheckpointError
+
+
+class Tokenizer:
+    """T5's SentencePiece vocabulary, followed by the sentinels `<extra_id_99>` ... `<extra_id_0>`.
+
+    The ids are those of T5Tokenizer in transformers 5, which has one variant: a special token in the text is that
+    token, and white space around it is dropped. (Only look-alikes such as `＜pad＞` differ: text here, a token there.)
+    """
+
+    def __init__(self, spiece_path: str | os.PathLike, extra_ids: int = 100):
+        self.model_proto = checkpoints_io.read_file(Path(spiece_path))  # kept, to be written with a checkpoint
+        try:
+            self.pieces = sentencepiece.SentencePieceProcessor(model_proto=self.model_proto)
+        except RuntimeError:
+            self.pieces = None
+        if not self.model_proto or self.pieces is None or min(self.pieces.pad_id(), self.pieces.eos_id()) < 0:
+            raise CheckpointError(f"{spiece_path}: is no SentencePiece model with <pad> and </s>; fetch it again.")
+        self.extra_ids = extra_ids
+        self.pad_token_id, self.eos_token_id = self.pieces.pad_id(), self.pieces.eos_id()
+        special = {self.pieces.id_to_piece(i): i for i in (self.pad_token_id, self.eos_token_id, self.pieces.unk_id())}
+        self.special = special | {f"<extra_id_{i}>": self.vocab_size - 1 - i for i in range(extra_ids)}
+        self.special_pattern = re.compile(f"({'|'.join(map(re.escape, self.special))})")
+
+    @classmethod
+    def load(cls, directory: Path) -> "Tokenizer":
+        """The tokenizer of a checkpoint."""
+        options = directory / "tokenizer_config.json"  # which the oldest checkpoints lack
+        extra_ids = checkpoints_io.read_json(options).get("extra_ids", 100) if options.is_file() else 100
+        if type(extra_ids) is not int or extra_ids < 0:
+            raise CheckpointError(f"{options}: extra_ids is {extra_ids!r}, not a count.")
+        return cls(directory / "spiece.model", extra_ids)
+
+    def save(self, directory: Path) -> None:
+        """Write what `load` and transformers read."""
+        checkpoints_io.write_file(directory / "spiece.model", self.model_proto)
+        options = {"tokenizer_class": "T5Tokenizer", "extra_ids": self.extra_ids}
+        checkpoints_io.write_json(directory / "tokenizer_config.json", options)
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces and sentinels. The output layer of published models is padded to a few more entries."""
+        return self.pieces.get_piece_size() + self.extra_ids
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, ending in `</s>`."""
+        ids = []
+        for i, part in enumerate(self.special_pattern.split(text)):  # special tokens are at the odd places
+            # U+0085 is white space to transformers, and the only such character that SentencePiece takes for text.
+            ids += [self.special[part]] if i % 2 else self.pieces.encode(part.replace("\x85", " "))
+        return [*ids, self.eos_token_id]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of the ids, whatever they are: special tokens and ids beyond the vocabulary have none."""
+        hidden = (self.pad_token_id, self.eos_token_id, self.pieces.unk_id())
+        return self.pieces.decode([int(i) for i in ids if 0 <= i < self.pieces.get_piece_size() and i not in hidden])

@@ -1,0 +1,368 @@
+"""Train a T5 on BIG-bench reasoning tasks with Hindsight Instruction Relabeling:  python train.py --task logical_deduction
+
+The recipe of a run, from top to bottom: settings, questions, evaluation, the loop over iterations, what is written.
+`python train.py --help` lists the settings. With torchrun, the same command runs on many processes.
+"""
+
+import argparse
+import contextlib
+import math
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import baselines
+import distributed
+import hir
+from bigbench_tasks import Example, TaskError, expand, generate, in_words, load, split
+from feedback import CORRECT, WRONG, is_correct
+from model_t5 import T5, CheckpointError, Tokenizer, load_checkpoint
+from run_files import RunError, open_run, save_iteration
+
+HERE = Path(__file__).resolve().parent
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+
+def setting(default: object, help: str, **how) -> object:
+    """A dataclass field that is also a command-line flag."""
+    return field(default=default, metadata={"help": help, **how})
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained on what, and where; how it is trained is in hir.Settings."""
+
+    task: str = setting(
+        "logical_deduction", "a task, a family such as logical_deduction, a comma-separated list, or all"
+    )
+    method: str = setting("hir", "how to train; none only evaluates", choices=("hir", "sft", "none"))
+    checkpoint: str = setting("checkpoints/t5-mini", "a directory, or a hub name such as google/flan-t5-base")
+    data: str = setting("generated", "generated, official (downloaded), or a directory laid out like benchmark_tasks")
+    option_order: str = setting(
+        "shuffled", "the order of an official question's options", choices=("shuffled", "official")
+    )
+    iterations: int = setting(30, "rounds of sampling and training (N of Algorithm 1)")
+    questions: int = setting(0, "training questions per task and iteration; 0: the whole training split")
+    test_size: int = setting(0, "test questions per task; 0: the whole test split, or 200 generated ones")
+    easier: float = setting(0.0, "share of the generated training questions that are easier relatives of the task's")
+    out: str = setting(
+        "", "directory of the run; by default named after task, method, checkpoint and seed, under runs/"
+    )
+    resume: bool = setting(False, "go on from the last whole iteration of this run")
+    seed: int = setting(0, "seed of everything that is drawn at random")
+    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+    dtype: str = setting("auto", "arithmetic; auto: bfloat16 on GPUs", choices=("auto", "float32", "bfloat16"))
+    compile: bool = setting(False, "fuse kernels with torch.compile: slower to start, then faster")
+
+
+# Table 7 was made for FLAN-T5. On a model of two million parameters with a vocabulary of 2,048, its learning rate and
+# label smoothing destroy what the model knows within an iteration; these values show the method at its best there.
+MINI = {
+    "iterations": 10,
+    "questions": 128,
+    "learning_rate": 1e-4,
+    "warmup_steps": 50,
+    "train_epochs": 2,
+    "label_smoothing": 0.05,
+    "alpha": 0.2,
+}
+
+HELP = {
+    "online_samples": "outputs drawn per question and iteration",
+    "sampling_temperature": "temperature of the online samples",
+    "learning_rate": "of AdamW, constant after the warm-up",
+    "train_batch_size": "relabeled outputs in a gradient step",
+    "train_epochs": "passes over the replay set in an iteration",
+    "label_smoothing": "epsilon of L_supervise (Eq. 3)",
+    "beta": "weight of L_entropy (Eq. 5)",
+    "alpha": "weight of L_contrastive (Eq. 4)",
+    "sub_output": "train on parts of outputs as well (Sec. 4.2)",
+    "contrastive": "Eq. 4 over the two instructions on one question, or over the whole batch",
+    "max_new_tokens": "longest output",
+    "sampling_batch_size": "questions answered at once",
+    "micro_batch_size": "questions in one forward pass of training; 0: the whole batch",
+    "warmup_steps": "gradient steps in which the learning rate rises from zero",
+    "decay_steps": "gradient steps in which the learning rate falls to a tenth; 0: it stays constant",
+    "max_grad_norm": "longer gradients are scaled down to this norm",
+}
+
+
+def parse_arguments(argv: list[str] | None = None) -> tuple[Run, hir.Settings]:
+    """The settings of a run: the flags given, else the values of the embedded model (MINI), else those of Table 7."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], argument_default=argparse.SUPPRESS)
+    for group, cls in (("the run", Run), ("the method (names and values of Table 7)", hir.Settings)):
+        section = parser.add_argument_group(group)
+        for f in fields(cls):
+            flag = "--" + f.name.replace("_", "-")
+            text = f"{f.metadata.get('help') or HELP[f.name]} (default: {f.default or 'none'})".replace("%", "%%")
+            if f.type is bool:
+                section.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+            else:
+                choices = ("instructions", "batch") if f.name == "contrastive" else f.metadata.get("choices")
+                section.add_argument(flag, type=f.type, choices=choices, help=text)
+    given = vars(parser.parse_args(argv))
+    values = {**(MINI if is_embedded(given.get("checkpoint", Run.checkpoint)) else {}), **given}
+    run = Run(**{f.name: values[f.name] for f in fields(Run) if f.name in values})
+    settings = hir.Settings(**{f.name: values[f.name] for f in fields(hir.Settings) if f.name in values})
+    for name, value in {**asdict(run), **asdict(settings)}.items():
+        if isinstance(value, int | float) and name != "seed" and not (math.isfinite(value) and value >= 0):
+            parser.error(f"--{name.replace('_', '-')} is {value}; it must be a number of zero or more")
+    for name in ("online_samples", "train_batch_size", "max_new_tokens", "sampling_batch_size"):
+        if getattr(settings, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
+    return run, settings
+
+
+def is_embedded(checkpoint: str) -> bool:
+    """Is this one of the small models in checkpoints/?"""
+    return (HERE / "checkpoints").resolve() in Path(checkpoint_path(checkpoint)).resolve().parents
+
+
+def checkpoint_path(checkpoint: str) -> str:
+    """A relative path is looked up from here first and from this repository second, so that any working directory will do."""
+    beside = HERE / checkpoint
+    return str(beside) if not Path(checkpoint).exists() and beside.is_dir() else checkpoint
+
+
+def choose_device(run: Run) -> tuple[torch.device, torch.dtype]:
+    """Where to compute, and in what: everything that depends on the hardware is decided here.
+
+    Under torchrun each process takes the GPU of its local rank. On CPUs float32 is the default: for the embedded models
+    the conversions to bfloat16 cost more than its faster products save.
+    """
+    name = run.device if run.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RunError(
+            f"--device {name} cannot be used here ({str(error).splitlines()[0]}); try --device cpu."
+        ) from error
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index if device.index is not None else distributed.local_rank())
+        torch.cuda.set_device(device)
+    dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32}.get(run.dtype) or getattr(
+        torch, run.dtype
+    )
+    return device, dtype
+
+
+# --- Questions --------------------------------------------------------------------------------------------------------
+
+
+def derived_seed(*parts: object) -> int:
+    """A seed of its own for each use, so that a resumed run draws what the uninterrupted one would have drawn."""
+    return random.Random("/".join(map(str, parts))).getrandbits(62)
+
+
+def test_questions(run: Run, tasks: list[str]) -> dict[str, list[Example]]:
+    """The held-out questions of each task: the same ones for every seed and method."""
+    if run.data == "generated":
+        return {task: generate(task, run.test_size or 200, seed=0, part="test") for task in tasks}
+    held_out = {task: split(load(task, run.data, run.option_order))[1] for task in tasks}
+    return {task: examples[: run.test_size or None] for task, examples in held_out.items()}
+
+
+def training_questions(run: Run, tasks: list[str], iteration: int) -> list[Example]:
+    """The questions of an iteration: generated ones are never asked twice, official ones are drawn from the training split."""
+    seed, examples = derived_seed(run.seed, iteration, "questions"), []
+    for task in tasks:
+        if run.data == "generated":
+            count = run.questions or 800
+            easier = round(count * run.easier)
+            examples += generate(task, count - easier, seed)
+            relatives = generate(task, easier, seed, easier=True)
+            examples += relatives[::2] + [in_words(example) for example in relatives[1::2]]
+        else:
+            pool = split(load(task, run.data, run.option_order))[0]
+            examples += random.Random(seed).sample(pool, min(run.questions or len(pool), len(pool)))
+    return random.Random(seed).sample(examples, len(examples))
+
+
+# --- Evaluation -------------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    model: T5, tokenizer: Tokenizer, tests: dict[str, list[Example]], settings: hir.Settings
+) -> dict[str, dict[str, float]]:
+    """Test accuracy of greedy decoding under both instructions: a model that follows them is right under CORRECT alone."""
+    examples = [example for task in tests.values() for example in task]
+    shares: dict[str, dict[str, float]] = {task: {"n": len(tests[task])} for task in tests}
+    for name, instruction in (("correct", CORRECT), ("wrong", WRONG)):
+        prompts = [hir.prompt(instruction, example.question) for example in examples]
+        outputs = hir.sample(
+            model,
+            tokenizer,
+            prompts,
+            temperature=0,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.sampling_batch_size,
+            progress=f"evaluation, {name}",
+        )
+        right = iter([is_correct(answers[0], example) for answers, example in zip(outputs, examples, strict=True)])
+        for task in tests:
+            shares[task][name] = sum(next(right) for _ in tests[task]) / max(1, len(tests[task]))
+    return shares
+
+
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % confidence interval of a share measured on n questions (Wilson, 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    center = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def accuracy(share: float, n: int) -> str:
+    """`61.0 % [54.1, 67.5]`"""
+    low, high = wilson(share, n)
+    return f"{100 * share:5.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+# --- The loop ---------------------------------------------------------------------------------------------------------
+
+
+def pairs_of(
+    run: Run, model: T5, tokenizer: Tokenizer, examples: list[Example], settings: hir.Settings, iteration: int
+) -> tuple[list[hir.Pair], dict]:
+    """What an iteration trains on, by method, and what is to be said about it."""
+    if run.method == "sft":
+        return baselines.finetuning_pairs(examples, tokenizer), {"sampled": 0}
+    generator = torch.Generator().manual_seed(derived_seed(run.seed, iteration, "samples"))
+    samples = hir.sample_online(model, tokenizer, examples, settings, generator)
+    pairs = hir.relabel(
+        samples, tokenizer, settings.sub_output, random.Random(derived_seed(run.seed, iteration, "cuts"))
+    )
+    return pairs, {"sampled": len(samples), "right_share": sum(s.right for s in samples) / max(1, len(samples))}
+
+
+def report(line: dict) -> str:
+    """One line for the terminal about an iteration."""
+    n = sum(task["n"] for task in line["tasks"].values())
+    mean = {
+        key: sum(task[key] * task["n"] for task in line["tasks"].values()) / max(1, n) for key in ("correct", "wrong")
+    }
+    text = f"{line['iteration']:3d}  correct {accuracy(mean['correct'], n)}  wrong {accuracy(mean['wrong'], n)}"
+    if "right_share" in line:
+        text += f"  right samples {100 * line['right_share']:.1f} %"
+    if line["losses"]:
+        text += "  loss " + " ".join(f"{name} {value:.3f}" for name, value in line["losses"].items())
+    return text + "  " + " ".join(f"{name} {value:.1f} s" for name, value in line["seconds"].items())
+
+
+def table(first: dict, last: dict) -> str:
+    """Accuracies per task, before and after."""
+    rows = [("task", "before", "after", "after, under the wrong instruction")]
+    for task, after in last["tasks"].items():
+        before, n = first["tasks"][task], after["n"]
+        rows.append((task, *(accuracy(s, n).strip() for s in (before["correct"], after["correct"], after["wrong"]))))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def learning_rate_factor(step: int, settings: hir.Settings) -> float:
+    """Rises over the warm-up, then stays at 1, or falls linearly to 0.1 at decay_steps."""
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    if not settings.decay_steps:
+        return 1.0
+    return 1 - 0.9 * min(1.0, (step - settings.warmup_steps) / max(1, settings.decay_steps - settings.warmup_steps))
+
+
+def train(run: Run, settings: hir.Settings) -> dict:
+    """A whole run (Algorithm 1). Returns the last line of metrics.jsonl."""
+    begin = time.perf_counter()
+    tasks = expand(run.task)
+    device, dtype = choose_device(run)
+    distributed.start(device)
+    model, tokenizer = load_checkpoint(checkpoint_path(run.checkpoint))
+    model.to(device)
+    model.compute_dtype = dtype
+    tests = test_questions(run, tasks)
+    training_questions(run, tasks, iteration=1)  # what is wrong with the data is said before anything is written
+    out = Path(run.out or HERE / "runs" / default_name(run))
+    state = open_run(out, asdict(run), asdict(settings), run.resume)
+    if run.method != "hir":
+        settings = baselines.supervised_settings(settings)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings))
+    lines: list[dict] = []  # of metrics.jsonl
+    if state:
+        for part, name in ((model, "model"), (optimizer, "optimizer"), (scheduler, "scheduler")):
+            part.load_state_dict(state[name])
+        lines = state["lines"]
+    if run.compile:
+        model.encode, model.decode = (
+            torch.compile(model.encode, dynamic=True),
+            torch.compile(model.decode, dynamic=True),
+        )
+    size = sum(p.numel() for p in model.parameters())
+    say(f"{run.method} on {', '.join(tasks)}")
+    say(f"{run.checkpoint}: {size:,} parameters on {device} in {dtype}, {distributed.world_size()} process(es)")
+    say(f"ready after {time.perf_counter() - begin:.1f} s; writes to {out}")
+
+    for iteration in range(len(lines), (0 if run.method == "none" else run.iterations) + 1):
+        torch.manual_seed(derived_seed(run.seed, iteration, distributed.rank(), "dropout"))
+        line: dict = {"iteration": iteration, "sampled": lines[-1]["sampled"] if lines else 0}
+        seconds, losses, pairs = {}, {}, []
+        if iteration > 0:
+            with timed(seconds, "sampling"):
+                examples = training_questions(run, tasks, iteration)
+                pairs, about = pairs_of(run, model, tokenizer, examples, settings, iteration)
+            line |= about | {"sampled": line["sampled"] + about["sampled"]}
+            with timed(seconds, "training"):
+                rng = random.Random(derived_seed(run.seed, iteration, "batches"))
+                losses = hir.train_on(model, tokenizer, pairs, optimizer, scheduler, settings, rng)
+        with timed(seconds, "evaluation"):
+            shares = evaluate(model, tokenizer, tests, settings)
+        lines.append(line | {"losses": losses, "seconds": seconds, "tasks": shares})
+        say(report(lines[-1]))
+        if distributed.rank() == 0:
+            save_iteration(out, model, tokenizer, optimizer, scheduler, lines, pairs)
+    say(table(lines[0], lines[-1]))
+    return lines[-1]
+
+
+def default_name(run: Run) -> str:
+    """The directory of a run that was given none: alike for alike commands, so that --resume finds it."""
+    return f"{run.task.replace(',', '+')}-{run.method}-{Path(run.checkpoint).name}-{Path(run.data).name}-seed{run.seed}"
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Write how long the block took under `name`."""
+    begin = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - begin, 3)
+
+
+def say(text: str) -> None:
+    """Print from the first process, without tearing a progress bar."""
+    if distributed.rank() == 0:
+        tqdm.write(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. What is wrong with its input is one sentence on stderr and exit code 2."""
+    run, settings = parse_arguments(argv)
+    try:
+        train(run, settings)
+    except (TaskError, CheckpointError, RunError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    finally:
+        distributed.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
