@@ -79,7 +79,7 @@ def expand(names: str) -> list[str]:
 # ------------------------------------------------------------------ from the BIG-bench format to a question
 
 
-def _letter(index: int) -> str:
+def option_letter(index: int) -> str:
     """(A) to (Z), then (AA), (AB) and so on."""
     name = ""
     while index >= 0:
@@ -106,7 +106,7 @@ def _example(task: str, entry: dict, rng: random.Random | None) -> Example:
     options = list(entry["target_scores"])
     if rng:
         rng.shuffle(options)
-    letters = {option: _letter(i) for i, option in enumerate(options)}
+    letters = {option: option_letter(i) for i, option in enumerate(options)}
     lines = [_stem(entry), "Options:", *(f"{letter} {option}" for option, letter in letters.items())]
     targets = tuple(letters[option] for option, score in entry["target_scores"].items() if score == 1)
     return Example("\n".join(lines), targets, tuple(options), task)
@@ -248,5 +248,5 @@ def generate(task: str, n: int, seed: int, part: str = "train", easier: bool = F
 
 def in_words(example: Example) -> Example:
     """The same question, asked for the text of the right option instead of its letter: one step of thought less."""
-    right = tuple(option for i, option in enumerate(example.options) if _letter(i) in example.targets)
+    right = tuple(option for i, option in enumerate(example.options) if option_letter(i) in example.targets)
     return Example(example.question + "\nAnswer in words.", right, task=example.task) if right else example

@@ -7,8 +7,7 @@ All of them forgive form, as the authors' rule does (spaces, full stops, newline
 import re
 from collections.abc import Callable
 
-from bigbench_tasks import Example
-from bigbench_tasks import _letter as option_letter
+from bigbench_tasks import Example, option_letter
 
 CORRECT = "Solve the question with correct answer."
 WRONG = "Solve the question with wrong answer."
