@@ -125,7 +125,7 @@ def load(task: str, data: str | Path, option_order: str = "shuffled", seed: int 
         raise TaskError(f'there is no task "{task}": choose from {", ".join(TASKS)}')
     if option_order not in ("shuffled", "official"):
         raise TaskError(f'there is no option order "{option_order}": choose shuffled or official')
-    entries = _read(_official_file(task) if data == "official" else Path(data) / _DIRECTORY[task] / "task.json")
+    entries = _read(official_file(task) if data == "official" else Path(data) / _DIRECTORY[task] / "task.json")
     if option_order == "official":
         return [_example(task, entry, None) for entry in entries]
     return [_example(task, entry, random.Random(f"{seed}/{_stem(entry)}")) for entry in entries]
@@ -187,7 +187,7 @@ def _problem(entry) -> str:
     return "" if 1 in scores.values() else '"target_scores" has no right option: give it the score 1'
 
 
-def _official_file(task: str) -> Path:
+def official_file(task: str) -> Path:
     """The official task file out of the cache, downloaded when it is not there; its SHA-256 is checked every time.
 
     HIR_CACHE moves the cache away from ~/.cache/hir, HIR_BIGBENCH_URL the source away from BIG-bench's repository.

@@ -276,19 +276,19 @@ def _is_whole(directory: Path) -> bool:
 
 def _download_checkpoint(name: str, directory: Path) -> None:
     for required in ("config.json", "spiece.model"):
-        if not _download(name, required, directory):
+        if not download(name, required, directory):
             raise CheckpointError(f"{name}: there is no such directory, and the hub has no {required} of that name.")
-    _download(name, "tokenizer_config.json", directory)
-    weights = next((weights for weights in WEIGHTS if _download(name, weights, directory)), None)
+    download(name, "tokenizer_config.json", directory)
+    weights = next((weights for weights in WEIGHTS if download(name, weights, directory)), None)
     if weights is None:
         raise CheckpointError(f"{name}: the hub has none of {', '.join(WEIGHTS)} for it.")
     if weights.endswith(".json"):
         for part in sorted(set(_read_index(directory / weights).values())):
-            if not _download(name, part, directory):
+            if not download(name, part, directory):
                 raise CheckpointError(f"{name}: the hub lacks {part}, which {weights} lists.")
 
 
-def _download(name: str, file: str, directory: Path) -> bool:
+def download(name: str, file: str, directory: Path) -> bool:
     """Fetch one file of a model into a directory, unless it is there. False: the hub has no such file."""
     path = directory / file
     if path.is_file():

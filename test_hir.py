@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 import hir
 from bigbench_tasks import TASKS, Example, generate, load
+from conftest import SHARED
 from feedback import CORRECT, WRONG, is_correct, may_become_correct, parse_number
 from model_t5 import T5, T5Config, Tokenizer, save_checkpoint
 
-SHARED = Path(os.environ.get("HIR_SHARED", Path(__file__).resolve().parent.parent / "shared"))
 HERE = Path(__file__).resolve().parent
 
 

@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import os
 import pickle
 import shutil
 import struct
@@ -16,9 +15,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import checkpoints_io
+from conftest import SHARED
 from model_t5 import T5, CheckpointError, T5Config, Tokenizer, load_checkpoint, save_checkpoint
 
-SHARED = Path(os.environ.get("HIR_SHARED", Path(__file__).resolve().parent.parent / "shared"))
 SPIECE = SHARED / "t5" / "spiece.model"
 
 torch.set_num_threads(1)  # matrices this small only lose by sharing
