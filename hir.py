@@ -11,7 +11,8 @@ K contexts (an instruction with a question) under which a target is scored, M ta
 
 import random
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,27 +27,38 @@ from model_t5 import T5, Tokenizer
 IGNORE = -100  # in labels: no token to learn here
 
 
+def setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A field of a settings dataclass that says what it means; train.py makes a command-line flag of each."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
 @dataclass(frozen=True)
 class Settings:
     """The hyperparameters of Table 7 with their values there, then what the paper leaves open."""
 
-    online_samples: int = 4  # outputs drawn for each question in an iteration
-    sampling_temperature: float = 1.0
-    learning_rate: float = 5e-4
-    train_batch_size: int = 64  # relabeled outputs in a gradient step
-    train_epochs: int = 10  # passes over the replay set in an iteration
-    label_smoothing: float = 0.2
-    beta: float = 0.001  # weight of the entropy term
-    alpha: float = 1.0  # weight of the contrastive term
+    online_samples: int = setting(4, "outputs drawn for each question in an iteration")
+    sampling_temperature: float = setting(1.0, "temperature of the online samples")
+    learning_rate: float = setting(5e-4, "learning rate of AdamW")
+    train_batch_size: int = setting(64, "relabeled outputs in a gradient step")
+    train_epochs: int = setting(10, "passes over the replay set in an iteration")
+    label_smoothing: float = setting(0.2, "label smoothing of L_supervise (Eq. 3)")
+    beta: float = setting(0.001, "weight of L_entropy (Eq. 5)")
+    alpha: float = setting(1.0, "weight of L_contrastive (Eq. 4)")
 
-    sub_output: bool = True  # also train on parts of outputs (Sec. 4.2)
-    contrastive: str = "instructions"  # what Eq. 4 compares: "instructions" on one question, or the whole "batch"
-    max_new_tokens: int = 64
-    sampling_batch_size: int = 64  # questions that are answered at once
-    micro_batch_size: int = 0  # questions in one forward pass of training; 0: the whole batch
-    warmup_steps: int = 0
-    decay_steps: int = 0  # the learning rate falls linearly to a tenth up to this step; 0: it stays constant
-    max_grad_norm: float = 1.0
+    sub_output: bool = setting(True, "also train on parts of outputs (Sec. 4.2)")
+    contrastive: str = setting(
+        "instructions",
+        "what Eq. 4 compares: the two instructions on one question, or all of the batch",
+        ("instructions", "batch"),
+    )
+    max_new_tokens: int = setting(64, "longest output")
+    sampling_batch_size: int = setting(64, "questions that are answered at once")
+    micro_batch_size: int = setting(0, "questions in one forward pass of training; 0: the whole batch")
+    warmup_steps: int = setting(0, "gradient steps in which the learning rate rises from zero")
+    decay_steps: int = setting(
+        0, "step at which the learning rate has fallen, linearly, to a tenth; 0: it stays constant"
+    )
+    max_grad_norm: float = setting(1.0, "longer gradients are scaled down to this norm")
 
 
 # --- 1. Online sampling (Sec. 4.1) ------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ import distributed
 import hir
 from bigbench_tasks import Example, TaskError, expand, generate, in_words, load, split
 from feedback import CORRECT, WRONG, is_correct
+from hir import setting
 from model_t5 import T5, CheckpointError, Tokenizer, load_checkpoint
 from run_files import RunError, open_run, save_iteration
 
@@ -31,11 +32,6 @@ HERE = Path(__file__).resolve().parent
 # --- Settings ---------------------------------------------------------------------------------------------------------
 
 
-def setting(default: object, help: str, **how) -> object:
-    """A dataclass field that is also a command-line flag."""
-    return field(default=default, metadata={"help": help, **how})
-
-
 @dataclass(frozen=True)
 class Run:
     """What is trained on what, and where; how it is trained is in hir.Settings."""
@@ -43,7 +39,7 @@ class Run:
     task: str = setting(
         "logical_deduction", "a task, a family such as logical_deduction, a comma-separated list, or all"
     )
-    method: str = setting("hir", "how to train; none only evaluates", choices=("hir", "sft", "none"))
+    method: str = setting("hir", "how to train; none only evaluates", ("hir", "sft", "none"))
     checkpoint: str = setting("checkpoints/t5-mini", "a directory, or a hub name such as google/flan-t5-base")
     data: str = setting("generated", "generated, official (downloaded), or a directory laid out like benchmark_tasks")
     option_order: str = setting(
@@ -59,7 +55,9 @@ class Run:
     resume: bool = setting(False, "go on from the last whole iteration of this run")
     seed: int = setting(0, "seed of everything that is drawn at random")
     device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
-    dtype: str = setting("auto", "arithmetic; auto: bfloat16 on GPUs", choices=("auto", "float32", "bfloat16"))
+    dtype: str = setting(
+        "auto", "arithmetic; auto: bfloat16 where the hardware has it", ("auto", "float32", "bfloat16")
+    )
     compile: bool = setting(False, "fuse kernels with torch.compile: slower to start, then faster")
 
 
@@ -75,39 +73,24 @@ MINI = {
     "alpha": 0.2,
 }
 
-HELP = {
-    "online_samples": "outputs drawn per question and iteration",
-    "sampling_temperature": "temperature of the online samples",
-    "learning_rate": "of AdamW, constant after the warm-up",
-    "train_batch_size": "relabeled outputs in a gradient step",
-    "train_epochs": "passes over the replay set in an iteration",
-    "label_smoothing": "epsilon of L_supervise (Eq. 3)",
-    "beta": "weight of L_entropy (Eq. 5)",
-    "alpha": "weight of L_contrastive (Eq. 4)",
-    "sub_output": "train on parts of outputs as well (Sec. 4.2)",
-    "contrastive": "Eq. 4 over the two instructions on one question, or over the whole batch",
-    "max_new_tokens": "longest output",
-    "sampling_batch_size": "questions answered at once",
-    "micro_batch_size": "questions in one forward pass of training; 0: the whole batch",
-    "warmup_steps": "gradient steps in which the learning rate rises from zero",
-    "decay_steps": "gradient steps in which the learning rate falls to a tenth; 0: it stays constant",
-    "max_grad_norm": "longer gradients are scaled down to this norm",
-}
-
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[Run, hir.Settings]:
     """The settings of a run: the flags given, else the values of the embedded model (MINI), else those of Table 7."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], argument_default=argparse.SUPPRESS)
+    own = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in MINI.items())
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        epilog=f"The embedded models in checkpoints/ have defaults of their own: {own}",
+        argument_default=argparse.SUPPRESS,
+    )
     for group, cls in (("the run", Run), ("the method (names and values of Table 7)", hir.Settings)):
         section = parser.add_argument_group(group)
         for f in fields(cls):
             flag = "--" + f.name.replace("_", "-")
-            text = f"{f.metadata.get('help') or HELP[f.name]} (default: {f.default or 'none'})".replace("%", "%%")
+            text = f"{f.metadata['help']} (default: {'none' if f.default == '' else f.default})".replace("%", "%%")
             if f.type is bool:
                 section.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
             else:
-                choices = ("instructions", "batch") if f.name == "contrastive" else f.metadata.get("choices")
-                section.add_argument(flag, type=f.type, choices=choices, help=text)
+                section.add_argument(flag, type=f.type, choices=f.metadata["choices"], help=text)
     given = vars(parser.parse_args(argv))
     values = {**(MINI if is_embedded(given.get("checkpoint", Run.checkpoint)) else {}), **given}
     run = Run(**{f.name: values[f.name] for f in fields(Run) if f.name in values})
@@ -135,24 +118,23 @@ def checkpoint_path(checkpoint: str) -> str:
 def choose_device(run: Run) -> tuple[torch.device, torch.dtype]:
     """Where to compute, and in what: everything that depends on the hardware is decided here.
 
-    Under torchrun each process takes the GPU of its local rank. On CPUs float32 is the default: for the embedded models
-    the conversions to bfloat16 cost more than its faster products save.
+    Under torchrun each process takes the GPU of its local rank. bfloat16 is chosen where the hardware multiplies in it.
     """
     name = run.device if run.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise RunError(
-            f"--device {name} cannot be used here ({str(error).splitlines()[0]}); try --device cpu."
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise RunError(f"--device {name} cannot be used here ({reason}); try --device cpu.") from error
+    native = torch.cpu.get_capabilities()
+    has_bfloat16 = device.type == "cuda" or native.get("amx_bf16") or native.get("avx512_bf16")
     if device.type == "cuda":
         device = torch.device("cuda", device.index if device.index is not None else distributed.local_rank())
         torch.cuda.set_device(device)
-    dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32}.get(run.dtype) or getattr(
-        torch, run.dtype
-    )
-    return device, dtype
+    if run.dtype == "auto":
+        return device, torch.bfloat16 if has_bfloat16 else torch.float32
+    return device, getattr(torch, run.dtype)
 
 
 # --- Questions --------------------------------------------------------------------------------------------------------
