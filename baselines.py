@@ -5,7 +5,7 @@ A method turns the questions of an iteration into pairs of (instruction, questio
 
 from dataclasses import replace
 
-from bigbench_tasks import Example
+from bigbench_tasks import Example, answer_text
 from hir import CORRECT, Pair, Settings
 from model_t5 import Tokenizer
 
@@ -15,6 +15,13 @@ def supervised_settings(settings: Settings) -> Settings:
     return replace(settings, alpha=0.0, beta=0.0)
 
 
-def finetuning_pairs(examples: list[Example], tokenizer: Tokenizer) -> list[Pair]:
-    """Supervised fine-tuning: every question with its official answer under the instruction CORRECT."""
-    return [Pair(CORRECT, example.question, tuple(tokenizer.encode(example.targets[0]))) for example in examples]
+def finetuning_pairs(examples: list[Example], tokenizer: Tokenizer, answers: str = "letters") -> list[Pair]:
+    """Supervised fine-tuning: every question with its official answer under the instruction CORRECT.
+
+    answers: "letters", as in the task files, or "text", the right option written out.
+    """
+    pairs = []
+    for example in examples:
+        answer = answer_text(example) if answers == "text" else example.targets[0]
+        pairs.append(Pair(CORRECT, example.question, tuple(tokenizer.encode(answer))))
+    return pairs

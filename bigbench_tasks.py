@@ -246,7 +246,7 @@ def generate(task: str, n: int, seed: int, part: str = "train", easier: bool = F
     return examples
 
 
-def in_words(example: Example) -> Example:
-    """The same question, asked for the text of the right option instead of its letter: one step of thought less."""
-    right = tuple(option for i, option in enumerate(example.options) if option_letter(i) in example.targets)
-    return Example(example.question + "\nAnswer in words.", right, task=example.task) if right else example
+def answer_text(example: Example) -> str:
+    """The official answer in words: the text of the right option where there are options, else the target."""
+    right = (option for i, option in enumerate(example.options) if option_letter(i) in example.targets)
+    return next(right, example.targets[0])

@@ -445,3 +445,22 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(tiny_checkpoint, tmp_path, 
     assert "Traceback" not in failed.stderr
     assert named in failed.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+def test_default_command_trains_the_embedded_model(tmp_path):
+    done = run("--iterations", 1, "--questions", 8, "--test-size", 40, "--out", tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    before, after = metrics(tmp_path / "run")
+    assert (
+        before["tasks"].keys()
+        == after["tasks"].keys()
+        == {f"logical_deduction_{n}_objects" for n in ("three", "five", "seven")}
+    )
+    assert after["sampled"] == 3 * 8 * 4 and after["losses"]["contrastive"] > 0
+
+
+def test_embedded_vocabulary_spells_any_text():
+    tokenizer = Tokenizer(HERE / "checkpoints" / "t5-mini" / "spiece.model", extra_ids=0)
+    for text in ("Zwölf Boxkämpfer", "naïve 😀 π≈3.14", "<path d='M 1,2'/>", "(AB) yes.", "日本"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len(tokenizer.encode("(A)")) == 2  # an option's letter is one piece
