@@ -102,7 +102,7 @@ def main() -> int:
             tokenizer = Tokenizer(train_vocabulary(Path(scratch)), extra_ids=0)
             save_checkpoint(initial, initial_model(own.size, own.seed), tokenizer)
     recipe = f"--method sft --task all --checkpoint {initial} --out {train.HERE / 'runs' / f't5-{own.size}'}"
-    recipe += " --easier 0.6 --questions 700 --train-epochs 1 --iterations 15 --train-batch-size 32 --test-size 50"
+    recipe += " --easier 0.6 --questions 700 --train-epochs 1 --iterations 10 --train-batch-size 32 --test-size 50"
     recipe += " --learning-rate 5e-4 --warmup-steps 100 --decay-steps 4000 --label-smoothing 0 --dtype bfloat16"
     recipe += " --answers text"
     return train.main([*recipe.split(), f"--seed={own.seed}", *(["--resume"] if own.resume else []), *rest])
