@@ -31,14 +31,15 @@ class RunError(ValueError):
 def open_run(out: Path, run: dict, settings: dict, resume: bool) -> dict | None:
     """Make the directory of a run, or return the state to resume from; None if no iteration was finished yet."""
     path = out / "config.json"
+    begun = any(distributed.gather([path.exists()]))  # all processes look before the first one writes
     if not resume:
-        if path.exists():
+        if begun:
             raise RunError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
         if distributed.rank() == 0:
             out.mkdir(parents=True, exist_ok=True)
             write_json(path, describe(run, settings))
         return None
-    if not path.exists():
+    if not begun:
         raise RunError(f"{out} holds no run to resume: config.json is missing there; leave --resume out to begin one.")
     config = json.loads(path.read_text(encoding="utf-8"))
     before = config["run"] | config["settings"]
