@@ -220,21 +220,21 @@ def official_file(task: str) -> Path:
 # ------------------------------------------------------------------ generated examples
 
 
-def generate(task: str, n: int, seed: int, part: str = "train", easier: bool = False) -> list[Example]:
+def generate(task: str, n: int, seed: int, part: str = "train", level: float | None = None) -> list[Example]:
     """`n` different questions from the grammar of a task, the same for the same arguments on every machine.
 
     part: a question belongs to "test" if a hash of its text, options left out, is divisible by 5, else to "train". So
         what any seed generates for training shares no question with what any seed generates for testing.
-    easier: sizes between the smallest sensible one and the official one (generators.py).
+    level: None for the official sizes, from 0 to 1 for easier relatives (generators.py).
     """
     if task not in TASKS:
         raise TaskError(f'there is no task "{task}": choose from {", ".join(TASKS)}')
     if part not in ("train", "test"):
         raise TaskError(f'there is no part "{part}": choose train or test')
-    rng = random.Random(f"{task}/{seed}/{part}/{easier}")
+    rng = random.Random(f"{task}/{seed}/{part}/{level}")
     examples, seen, misses = [], set(), 0
     while len(examples) < n:
-        entry = GENERATORS[task](rng, easier=easier)
+        entry = GENERATORS[task](rng, level=level)
         stem = _stem(entry)
         residue = int.from_bytes(hashlib.blake2b(stem.encode(), digest_size=8).digest(), "big") % 5
         if (residue == 0) == (part == "test") and stem not in seen:

@@ -5,8 +5,9 @@ then puts both into English. It returns one example in the format of a BIG-bench
 (option -> 1 if right) or `target`, with a `task_prefix` where the official file has one. Options come in a natural
 order; whoever turns the example into a question shuffles them.
 
-With `easier` the size of every example is drawn between the smallest sensible one and the official one, so that a small
-model can climb from the easy relatives of a task to the task itself. The text keeps its form.
+`level` makes easier relatives, so that a small model can climb from there to the task itself: None is the official task;
+from 0 to 1, sizes are drawn between the smallest sensible one and the official one, and what takes more than looking
+something up (swaps, deduction, a list to sort) grows with the level. The text keeps its form.
 """
 
 import math
@@ -79,9 +80,9 @@ STORIES = [
 # fmt: on
 
 
-def tracking(rng, size: int, easier: bool) -> dict:
+def tracking(rng, size: int, level: float | None) -> dict:
     """`size` people each hold a thing, and `size` times two of them swap: who ends up with what?"""
-    count, swaps = (rng.randint(2, size), rng.randint(0, size)) if easier else (size, size)
+    count, swaps = (size, size) if level is None else (rng.randint(2, size), rng.randint(0, round(level * size)))
     story, people = rng.choice(STORIES), PEOPLE[:count]
     holds = dict(zip(people, rng.sample(story.things, count), strict=True))
     options = [story.option.format(thing) for thing in holds.values()]
@@ -146,9 +147,9 @@ def _puzzle(rng, order: list[int], direct: float) -> list[tuple]:
     return list(chosen)
 
 
-def logical_deduction(rng, size: int, easier: bool) -> dict:
+def logical_deduction(rng, size: int, level: float | None) -> dict:
     """Statements about an order that leave exactly one possibility: which object stands in the asked place?"""
-    size = rng.randint(2, size) if easier else size
+    size = size if level is None else rng.randint(2, size)
     domain = rng.choice(DOMAINS)
     names, order = rng.sample(domain.names, size), rng.sample(range(size), size)  # order[i] is the place of names[i]
 
@@ -162,7 +163,7 @@ def logical_deduction(rng, size: int, easier: bool) -> dict:
         i, relation, j = rng.choice(((i, domain.before, j), (j, domain.after, i)))
         return f"{domain.the.capitalize()}{names[i]} {relation} {domain.the}{names[j]}."
 
-    puzzle = _puzzle(rng, order, direct=0.7 if easier else 0.2)
+    puzzle = _puzzle(rng, order, direct=0.2 if level is None else 1 - 0.8 * level)
     sentences = [at(*rest) if kind == "at" else before(*rest) for kind, *rest in puzzle]
     asked = rng.randrange(size)
     return {
@@ -182,10 +183,10 @@ THINGS = {
 }
 
 
-def object_counting(rng, easier: bool) -> dict:
+def object_counting(rng, level: float | None) -> dict:
     """How many things of one kind are in the list, which may have things of another kind too?"""
     kind, other = rng.sample(list(THINGS), 2)
-    answer = rng.randint(1, 6) if easier else rng.randint(2, 15)
+    answer = rng.randint(2, 15) if level is None else rng.randint(1, 4 + round(11 * level))
     counts = [1] * rng.randint(math.ceil(answer / 5), min(answer, 9))
     while sum(counts) < answer:  # hand out the rest, at most five to an entry
         i = rng.randrange(len(counts))
@@ -222,10 +223,10 @@ def _corners(rng, shape: str) -> list[tuple[int, int]]:
             return corners
 
 
-def geometric_shapes(rng, easier: bool) -> dict:
+def geometric_shapes(rng, level: float | None) -> dict:
     """Which shape does an SVG path draw? As in the official file, half of the paths are turned and come in pieces."""
     shape = rng.choice(SHAPES)
-    plain = easier or rng.random() < 0.5  # whole coordinates, one piece
+    plain = level is not None or rng.random() < 0.5  # whole coordinates, one piece
     turn = 0 if plain else rng.uniform(0, math.tau)
 
     def number(low: float, high: float) -> float:
@@ -254,7 +255,7 @@ def geometric_shapes(rng, easier: bool) -> dict:
             path += f" L {there}" if plain or rng.random() < 0.7 else f" M {here} L {there}"
 
     others = [other for other in SHAPES if other != shape]
-    options = [shape, *rng.sample(others, rng.randint(1, 9) if easier else 9)]
+    options = [shape, *rng.sample(others, 9 if level is None else rng.randint(1, 9))]
     # Officially only circles come with "ellipse" and rectangles with "trapezoid", which gives them away. Not so here.
     options += rng.choice(([], [], ["ellipse"], ["trapezoid"]))
     scores = _scores(options, shape, {"circle": "ellipse", "rectangle": "trapezoid"}.get(shape))
@@ -321,19 +322,19 @@ ASKED = {
 # fmt: on
 
 
-def date_understanding(rng, easier: bool) -> dict:
+def date_understanding(rng, level: float | None) -> dict:
     """A sentence from which to tell what day today is, and a question about a day near it."""
     while True:
         try:  # until every day in it exists: no February 30, and no anniversary of a February 29 in other years
             d = date(rng.randint(1900, 2030), rng.randint(1, 12), rng.randint(1, 31))
-            tell = rng.choice(TODAYS[: 8 if easier else None])
-            asked = rng.choice(list(ASKED)[: 3 if easier else None])
+            tell = rng.choice(TODAYS[: None if level is None else 8])
+            asked = rng.choice(list(ASKED)[: None if level is None else 3])
             text, today = tell(d, rng.randint(2, 9), f"{d.month}/{d.day}/{d.year}", f"{d:%b} {d.day}, {d.year}")
             options = [_move(today, **ASKED[asked])]
             break
         except ValueError:
             continue
-    wanted = rng.randint(2, 6) if easier else 6
+    wanted = 6 if level is None else rng.randint(2, 6)
     while len(options) < wanted:
         # Wrong days stray from each other too: if all strayed from the right one, it would show as their middle.
         near, step = rng.choice(options[-3:]), rng.choice((-1, 1)) * rng.randint(1, 11)
@@ -368,13 +369,13 @@ def _which_penguin(rows: list[dict], field: str) -> dict[str, str]:
     return answers
 
 
-def penguins_in_a_table(rng, easier: bool) -> dict:
+def penguins_in_a_table(rng, level: float | None) -> dict:
     """A table of penguins, some change to it, and a question about what it says now."""
     columns = {"name": PENGUINS, "age": range(1, 16), "height": range(40, 100, 5), "weight": range(9, 20)}
     # No two penguins share a value, so every comparison has one answer.
     values = zip(*(rng.sample(column, 5) for column in columns.values()), strict=True)
     *penguins, new = everyone = [dict(zip(columns, row, strict=True)) for row in values]
-    penguins = penguins[: rng.randint(2, 4) if easier else 4]
+    penguins = penguins[: 4 if level is None else rng.randint(2, 4)]
     one, two, three = rng.choices(penguins, k=3)
     table = "".join(", ".join(map(str, row.values())) + "\n" for row in penguins)
     prefix = (
@@ -452,15 +453,15 @@ def _remaining(surface: str, count: dict[tuple, int], noun: str) -> dict[str, in
     return answers
 
 
-def reasoning_about_colored_objects(rng, easier: bool) -> dict:
+def reasoning_about_colored_objects(rng, level: float | None) -> dict:
     """Colored things on a surface: their colors, their places in a row, how many there are, how many remain."""
     surface, noun = rng.choice(_names("desk table floor nightstand")), rng.choice(_names("thing item object"))
     topic = rng.choice(_names("color yes/no neither end beside beside furthest non remove remove"))
-    size = rng.randint(1 if easier else 2, 6)
+    size = rng.randint(2 if level is None else 1, 6)
     things = list(zip(rng.sample(COLORS, size), rng.sample(ITEMS, size), strict=True))
-    see, most = rng.choice(("you see", "I see", "there is")), size if easier else 6
+    see, most = rng.choice(("you see", "I see", "there is")), 6 if level is None else size
     if topic == "remove":  # the same few colors and kinds again and again, one to three of each
-        see, most = see.replace("is", "are"), min(3 * size, 16) if easier else 16
+        see, most = see.replace("is", "are"), 16 if level is None else min(3 * size, 16)
         pairs = list(product(*zip(*things[:4], strict=True)))
         count = {pair: rng.randint(1, 3) for pair in rng.sample(pairs, min(len(pairs), 2 * size))}
         listed = [_counted(n, " ".join(pair)) for pair, n in count.items()]
@@ -474,7 +475,7 @@ def reasoning_about_colored_objects(rng, easier: bool) -> dict:
     question, answer = _balanced(rng, answers)
     if answer in COLORS:
         others = [color for color in COLORS if color != answer]
-        scores = _scores((answer, *rng.sample(others, rng.randint(1, 17) if easier else 17)), answer)
+        scores = _scores((answer, *rng.sample(others, 17 if level is None else rng.randint(1, 17))), answer)
     elif topic == "yes/no":
         scores = _scores(("yes", "no"), answer)
     else:
@@ -495,9 +496,10 @@ SECONDS = _names("""bird boat box cloth cup dust fall field fish flower glass hi
 WORDS = sorted({"".join(parts) for parts in (*product(VERBS, ("", "er", "ing")), *product(FIRSTS, ("", *SECONDS)))})
 
 
-def word_sorting(rng, easier: bool) -> dict:
+def word_sorting(rng, level: float | None) -> dict:
     """Put a list of words into alphabetical order."""
-    words = rng.sample(WORDS, rng.randint(1, 6) if easier else rng.randint(2, 20))
+    count = rng.randint(2, 20) if level is None else rng.randint(1, 2 + round(8 * level))
+    words = rng.sample(WORDS, count)
     header = {"task_prefix": "Sort the following words alphabetically:", "example_input_prefix": "\nList: "}
     return {**header, "input": " ".join(words), "target": " ".join(sorted(words))}
 

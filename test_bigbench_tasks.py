@@ -300,10 +300,10 @@ def is_solved(example):
 # ------------------------------------------------------------------ generated questions
 
 
-@pytest.mark.parametrize("easier", [False, True])
+@pytest.mark.parametrize("level", [None, 0.0, 1.0])
 @pytest.mark.parametrize("task", TASKS)
-def test_generated_answers_are_what_the_text_says(task, easier):
-    for example in generate(task, 500, seed=7, easier=easier):
+def test_generated_answers_are_what_the_text_says(task, level):
+    for example in generate(task, 500, seed=7, level=level):
         assert is_solved(example), example
         if example.options:
             lines = example.question.split("\nOptions:\n")[1].split("\n")
@@ -314,8 +314,8 @@ def test_generated_answers_are_what_the_text_says(task, easier):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_parts_are_disjoint_and_balanced(task):
-    train = generate(task, 3000, seed=0) + generate(task, 500, seed=0, easier=True)
-    test = generate(task, 500, seed=1, part="test") + generate(task, 200, seed=2, part="test", easier=True)
+    train = generate(task, 3000, seed=0) + generate(task, 500, seed=0, level=0.5)
+    test = generate(task, 500, seed=1, part="test") + generate(task, 200, seed=2, part="test", level=0.5)
     stems = [{example.question.split("\nOptions:\n")[0] for example in part} for part in (train[:3000], train, test)]
     assert len(stems[0]) == 3000, "a question twice"
     assert not stems[1] & stems[2]
@@ -442,7 +442,7 @@ def test_bad_arguments(tmp_path, monkeypatch):
     ):  # fmt: skip
         with pytest.raises(TaskError, match="choose"):
             call()
-    two = lambda rng, easier: {"input": rng.choice("ab"), "target": "c"}  # noqa: E731
+    two = lambda rng, level: {"input": rng.choice("ab"), "target": "c"}  # noqa: E731
     monkeypatch.setitem(tasks.GENERATORS, "word_sorting", two)
     with pytest.raises(TaskError, match="ask for fewer than 9"):
         generate("word_sorting", 9, seed=0)

@@ -49,6 +49,7 @@ class Run:
     questions: int = setting(0, "training questions per task and iteration; 0: the whole training split")
     test_size: int = setting(0, "test questions per task; 0: the whole test split, or 200 generated ones")
     easier: float = setting(0.0, "share of the generated training questions that are easier relatives of the task's")
+    level: float = setting(0.5, "how hard those are: from 0, little more than looking something up, to 1")
     answers: str = setting("letters", "what --method sft learns to write where there are options", ("letters", "text"))
     out: str = setting(
         "", "directory of the run; by default named after task, method, checkpoint and seed, under runs/"
@@ -161,7 +162,7 @@ def training_questions(run: Run, tasks: list[str], iteration: int) -> list[Examp
         if run.data == "generated":
             count = run.questions or 800
             easier = round(count * run.easier)
-            examples += generate(task, count - easier, seed) + generate(task, easier, seed, easier=True)
+            examples += generate(task, count - easier, seed) + generate(task, easier, seed, level=run.level)
         else:
             pool = split(load(task, run.data, run.option_order))[0]
             examples += random.Random(seed).sample(pool, min(run.questions or len(pool), len(pool)))
