@@ -1,12 +1,17 @@
 """What the paper compares HIR with (Sec. 5), on the same loop, data and settings.
 
 A method turns the questions of an iteration into pairs of (instruction, question, output), which `hir.train_on` learns.
+PPO has a file of its own, ppo.py.
 """
 
+import random
+from collections.abc import Iterable
 from dataclasses import replace
 
+from batching import Pair
 from bigbench_tasks import Example, answer_text
-from hir import CORRECT, Pair, Settings
+from feedback import CORRECT
+from hir import Sample, Settings, relabel
 from model_t5 import Tokenizer
 
 
@@ -25,3 +30,12 @@ def finetuning_pairs(examples: list[Example], tokenizer: Tokenizer, answers: str
         answer = answer_text(example) if answers == "text" else example.targets[0]
         pairs.append(Pair(CORRECT, example.question, tuple(tokenizer.encode(answer))))
     return pairs
+
+
+def farl_pairs(samples: Iterable[Sample], tokenizer: Tokenizer) -> list[Pair]:
+    """Final-Answer RL: keep the samples with the right answer and imitate them; wrong ones teach nothing.
+
+    Equal samples count once and all hyperparameters are HIR's (Sec. A.1); parts of outputs are HIR's alone.
+    """
+    right = (sample for sample in samples if sample.right)
+    return relabel(right, tokenizer, sub_output=False, rng=random.Random(0))

@@ -1,6 +1,6 @@
 """Hindsight Instruction Relabeling: Algorithm 1 of Zhang et al. (ICML 2023) in the order in which the paper explains it.
 
-    1. online sampling      (Sec. 4.1)   sample_online, sample, generate
+    1. online sampling      (Sec. 4.1)   sample_online, sample_ids, generate
     2. relabeling           (Sec. 4.2)   relabel
     3. the three objectives (Sec. 4.3)   supervised_loss (Eq. 3), contrastive_loss (Eq. 4), entropy_loss (Eq. 5)
     4. offline training     (Sec. 4.3)   hir_loss (Eq. 6), train_on
@@ -10,7 +10,7 @@ K contexts (an instruction with a question) under which a target is scored, M ta
 """
 
 import random
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import distributed
+from batching import Pair, chunks, group_by, make_batches, pad_rows, sizes
 from bigbench_tasks import Example
 from feedback import CORRECT, WRONG, instruction_for, is_correct, may_become_correct
 from model_t5 import T5, Tokenizer
@@ -76,13 +77,14 @@ class Sample:
     example: Example
     output: str
     right: bool
+    tokens: tuple[int, ...] = ()  # as they were drawn; encoding the output again may cut it into others
 
 
 def sample_online(
     model: T5, tokenizer: Tokenizer, examples: list[Example], settings: Settings, generator: torch.Generator
 ) -> list[Sample]:
     """Answer every question under the instruction CORRECT and judge the answers; `online_samples` lines per question."""
-    outputs = sample(
+    outputs = sample_ids(
         model,
         tokenizer,
         [prompt(CORRECT, example.question) for example in examples],
@@ -94,14 +96,20 @@ def sample_online(
         progress="sampling",
     )
     return [
-        Sample(example, output, is_correct(output, example))
+        Sample(example, output := tokenizer.decode(tokens), is_correct(output, example), tokens)
         for example, answers in zip(examples, outputs, strict=True)
-        for output in answers
+        for tokens in answers
     ]
 
 
+def sample(model: T5, tokenizer: Tokenizer, prompts: list[str], *args: Any, **kwargs: Any) -> list[list[str]]:
+    """The outputs of `sample_ids`, which takes the same arguments, as text."""
+    outputs = sample_ids(model, tokenizer, prompts, *args, **kwargs)
+    return [[tokenizer.decode(tokens) for tokens in answers] for answers in outputs]
+
+
 @torch.no_grad()
-def sample(
+def sample_ids(
     model: T5,
     tokenizer: Tokenizer,
     prompts: list[str],
@@ -111,8 +119,10 @@ def sample(
     generator: torch.Generator | None = None,
     batch_size: int = 64,
     progress: str | None = None,
-) -> list[list[str]]:
+) -> list[list[tuple[int, ...]]]:
     """Draw `num_samples` outputs for each prompt; temperature 0 is greedy decoding. Shape of the result: (prompts, N).
+
+    An output is its token ids, up to and with `</s>`, if the model wrote one within `max_new_tokens`.
 
     All randomness is one uniform number per output token, drawn up front from `generator` (on the CPU). An output thus
     depends on its prompt's place in the list alone, not on what it is batched with, what has finished, or which process
@@ -129,11 +139,12 @@ def sample(
     with tqdm(total=len(mine), desc=progress, leave=False, disable=_silent(progress)) as bar:
         for i in range(0, len(mine), batch_size):
             batch = mine[i : i + batch_size]
-            input_ids, attention_mask = _pad([sources[j] for j in batch], tokenizer.pad_token_id, model.device)
+            input_ids, attention_mask = pad_rows([sources[j] for j in batch], tokenizer.pad_token_id, model.device)
             with model.autocast():
                 ids = generate(model, input_ids, attention_mask, max_new_tokens, temperature, noise[batch])
             outputs += [
-                (j, [tokenizer.decode(row) for row in rows]) for j, rows in zip(batch, ids.tolist(), strict=True)
+                (j, [_until(tokenizer.eos_token_id, row) for row in rows])
+                for j, rows in zip(batch, ids.tolist(), strict=True)
             ]
             bar.update(len(batch))
     model.train(was_training)
@@ -185,16 +196,6 @@ def choose(logits: Tensor, temperature: float, noise: Tensor) -> Tensor:
 
 
 # --- 2. Relabeling (Sec. 4.2) -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An output, or a part of one, with the instruction that it fulfils: learn `tokens[start:]` given `tokens[:start]`."""
-
-    instruction: str
-    question: str
-    tokens: tuple[int, ...]
-    start: int = 0
 
 
 def relabel(samples: Iterable[Sample], tokenizer: Tokenizer, sub_output: bool, rng: random.Random) -> list[Pair]:
@@ -286,7 +287,7 @@ class Batch:
 def make_batch(model: T5, tokenizer: Tokenizer, groups: list[list[Pair]], settings: Settings) -> Batch:
     """Lay out pairs, grouped by question, as tensors on the model's device."""
     if settings.alpha == 0:
-        groups = _group((pair for group in groups for pair in group), key=lambda p: (p.instruction, p.question))
+        groups = group_by((pair for group in groups for pair in group), key=lambda p: (p.instruction, p.question))
         contexts = [[(group[0].instruction, group[0].question) for group in groups]]
     elif settings.contrastive == "instructions":
         contexts = [[(instruction, group[0].question) for group in groups] for instruction in (CORRECT, WRONG)]
@@ -304,9 +305,9 @@ def make_batch(model: T5, tokenizer: Tokenizer, groups: list[list[Pair]], settin
         own += [column[pair.instruction, pair.question] for pair in group] + [0] * len(filling)
     device, pad = model.device, tokenizer.pad_token_id
     sources = [tokenizer.encode(prompt(*context)) for row in contexts for context in row]
-    input_ids, attention_mask = _pad(sources, pad, device)
-    decoder_input_ids = model.shift_right(_pad(targets, pad, device)[0])
-    labels, own = _pad(labels, IGNORE, device)[0], torch.tensor(own, device=device)
+    input_ids, attention_mask = pad_rows(sources, pad, device)
+    decoder_input_ids = model.shift_right(pad_rows(targets, pad, device)[0])
+    labels, own = pad_rows(labels, IGNORE, device)[0], torch.tensor(own, device=device)
     return Batch(input_ids, attention_mask, decoder_input_ids, labels, own, len(contexts))
 
 
@@ -346,54 +347,72 @@ def mean_log_probs(logits: Tensor, labels: Tensor, row: Tensor, num_rows: int) -
     return total / torch.bincount(row, minlength=num_rows).clamp(min=1)[:, None]
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What a gradient step descends: a weighted sum of terms, each a mean over the tokens of groups of pairs.
+
+    (The contrastive term is a mean over outputs.) A term of weight 0 is only watched.
+    """
+
+    weights: dict[str, float]
+    terms: Callable[[list[list[Pair]]], dict[str, Tensor]]
+    dropout: bool = True
+
+
+def hir_objective(model: T5, tokenizer: Tokenizer, settings: Settings) -> Objective:
+    """L_final (Eq. 6)."""
+    weights = {"supervised": 1.0, "contrastive": settings.alpha, "entropy": settings.beta}
+    return Objective(weights, lambda groups: hir_loss(model, make_batch(model, tokenizer, groups, settings), settings))
+
+
 def train_on(
     model: T5,
-    tokenizer: Tokenizer,
+    objective: Objective,
     pairs: list[Pair],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     settings: Settings,
     rng: random.Random,
 ) -> dict[str, float]:
-    """Offline training: `train_epochs` passes over the relabeled pairs. Returns each loss, averaged over the steps."""
-    model.train()
-    groups = _group(pairs, key=lambda p: p.question)
+    """Offline training: `train_epochs` passes over the relabeled pairs. Returns each term, averaged over the steps."""
+    model.train(objective.dropout)
+    groups = group_by(pairs, key=lambda p: p.question)
     sums: dict[str, float] = {}
-    batches = [
-        batch for _ in range(settings.train_epochs) for batch in _batches(groups, settings.train_batch_size, rng)
-    ]
+    size = settings.train_batch_size
+    batches = [batch for _ in range(settings.train_epochs) for batch in make_batches(groups, size, rng)]
     for batch in tqdm(batches, desc="training", leave=False, disable=_silent("training")):
-        for name, value in gradient_step(model, tokenizer, batch, optimizer, settings).items():
+        for name, value in gradient_step(model, objective, batch, optimizer, settings).items():
             sums[name] = sums.get(name, 0.0) + value / len(batches)
         scheduler.step()
     return sums
 
 
 def gradient_step(
-    model: T5, tokenizer: Tokenizer, groups: list[list[Pair]], optimizer: torch.optim.Optimizer, settings: Settings
+    model: T5, objective: Objective, groups: list[list[Pair]], optimizer: torch.optim.Optimizer, settings: Settings
 ) -> dict[str, float]:
-    """One optimizer step on L_final over these groups of pairs. Returns the losses.
+    """One optimizer step on the objective over these groups of pairs. Returns its terms.
 
     Micro-batches and processes each take a part of the groups. A part's mean is weighted with its part of the tokens (of
     the outputs, for the contrastive term), so that the gradient is that of the whole batch, however it is cut.
     """
-    weights = {"supervised": 1.0, "contrastive": settings.alpha, "entropy": settings.beta}
-    num_tokens, num_outputs = _sizes(groups)
+    weights = objective.weights
+    num_tokens, num_outputs = sizes(groups)
     mine = distributed.shard(sorted(groups, key=lambda group: len(group[0].question)))
     optimizer.zero_grad(set_to_none=True)
     losses = torch.zeros(len(weights), device=model.device)
-    for part in _chunks(mine, settings.micro_batch_size or len(groups)):
-        part_tokens, part_outputs = _sizes(part)
+    for part in chunks(mine, settings.micro_batch_size or len(groups)):
+        part_tokens, part_outputs = sizes(part)
         with model.autocast():
-            terms = hir_loss(model, make_batch(model, tokenizer, part, settings), settings)
+            terms = objective.terms(part)
         for name in terms:
             terms[name] = terms[name] * (
                 part_outputs / num_outputs if name == "contrastive" else part_tokens / num_tokens
             )
-        sum(weights[name] * term for name, term in terms.items()).backward()
+        sum(weights[name] * term for name, term in terms.items() if weights[name]).backward()
         losses += torch.stack([terms[name].detach() if name in terms else losses.new_zeros(()) for name in weights])
-    distributed.sum_gradients(model.parameters())
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    distributed.sum_gradients(parameters)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
     if torch.isfinite(norm):
         optimizer.step()
     else:  # the weights stay as they were
@@ -404,41 +423,9 @@ def gradient_step(
 # --- Helpers ----------------------------------------------------------------------------------------------------------
 
 
-def _batches(groups: list[list[Pair]], batch_size: int, rng: random.Random) -> Iterator[list[list[Pair]]]:
-    """Groups in random order, in batches of about `batch_size` pairs, of similar length so that little is padded."""
-    groups = rng.sample(groups, len(groups))
-    window = 16 * batch_size
-    groups = [g for chunk in _chunks(groups, window) for g in sorted(chunk, key=lambda group: len(group[0].question))]
-    batches: list[list[list[Pair]]] = [[]]
-    for group in groups:
-        if batches[-1] and _sizes([*batches[-1], group])[1] > batch_size:
-            batches.append([])
-        batches[-1].append(group)
-    yield from rng.sample(batches, len(batches))
-
-
-def _group(pairs: Iterable[Pair], key: Callable[[Pair], Hashable]) -> list[list[Pair]]:
-    groups: dict[Hashable, list[Pair]] = {}
-    for pair in pairs:
-        groups.setdefault(key(pair), []).append(pair)
-    return list(groups.values())
-
-
-def _sizes(groups: list[list[Pair]]) -> tuple[int, int]:
-    """How many tokens these pairs teach, and how many pairs there are."""
-    return sum(len(p.tokens) - p.start for group in groups for p in group), sum(map(len, groups))
-
-
-def _chunks(items: list, size: int) -> Iterator[list]:
-    return (items[i : i + size] for i in range(0, len(items), size))
-
-
-def _pad(rows: list[Sequence[int]], filler: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of ids, filled up to one length, and the mask that tells ids from filler: (B, S) and (B, S)."""
-    length = max(map(len, rows))
-    ids = torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows])
-    mask = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
-    return ids.to(device), mask.to(device)
+def _until(last: int, tokens: list[int]) -> tuple[int, ...]:
+    """The tokens up to and with the first that equals `last`; all of them if none does."""
+    return tuple(tokens[: tokens.index(last) + 1] if last in tokens else tokens)
 
 
 def _mean(values: Tensor) -> Tensor:

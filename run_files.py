@@ -12,12 +12,13 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import distributed
+from batching import Pair
 from checkpoints_io import replacing, write_file, write_json
-from hir import Pair
 from model_t5 import T5, Tokenizer, save_checkpoint
 
 MAY_CHANGE = {"out", "resume", "device", "iterations"}  # in the middle of a run
@@ -65,15 +66,12 @@ def describe(run: dict, settings: dict) -> dict:
 
 
 def save_iteration(
-    out: Path,
-    model: T5,
-    tokenizer: Tokenizer,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    lines: list[dict],
-    pairs: list[Pair],
+    out: Path, model: T5, tokenizer: Tokenizer, parts: dict[str, Any], lines: list[dict], pairs: list[Pair]
 ) -> None:
-    """Save all that an iteration leaves behind, each file in one rename. state.pt comes last: with it, the iteration counts."""
+    """Save all that an iteration leaves behind, each file in one rename. state.pt comes last: with it, the iteration counts.
+
+    parts: whatever has a state_dict that the run needs to go on, by name.
+    """
     iteration = lines[-1]["iteration"]
     samples = out / "samples.jsonl"
     earlier = (
@@ -83,7 +81,6 @@ def save_iteration(
     write_lines(samples, earlier + [readable(pair, tokenizer, iteration) for pair in pairs[:SAMPLES_TO_READ]])
     write_lines(out / "metrics.jsonl", lines)
     save_checkpoint(out / "model", model, tokenizer)
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     with replacing(out / "state.pt") as file:
         torch.save({"lines": lines} | {name: part.state_dict() for name, part in parts.items()}, file)
 

@@ -17,6 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import hir
+from batching import group_by
 from bigbench_tasks import TASKS, Example, generate, load
 from conftest import SHARED
 from feedback import CORRECT, WRONG, is_correct, may_become_correct, parse_number
@@ -295,7 +296,7 @@ def plain_terms(model, tokenizer, pairs, settings):
 def test_hir_loss_equals_one_pair_at_a_time(tiny, contrastive):
     model, tokenizer = tiny
     _, pairs = some_pairs(tokenizer)
-    groups = hir._group(pairs[:24], key=lambda p: p.question)
+    groups = group_by(pairs[:24], key=lambda p: p.question)
     settings = hir.Settings(contrastive=contrastive)
     batch = hir.make_batch(model, tokenizer, groups, settings)
     terms = {name: term.item() for name, term in hir.hir_loss(model, batch, settings).items()}
@@ -310,13 +311,13 @@ def test_hir_loss_equals_one_pair_at_a_time(tiny, contrastive):
 def test_micro_batches_leave_the_gradient_as_it_is(tiny):
     model, tokenizer = tiny
     _, pairs = some_pairs(tokenizer)
-    groups = hir._group(pairs, key=lambda p: p.question)
+    groups = group_by(pairs, key=lambda p: p.question)
     gradients = []
     for size in (0, 1, 5):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        losses = hir.gradient_step(
-            model, tokenizer, groups, optimizer, hir.Settings(micro_batch_size=size, max_grad_norm=1e9)
-        )
+        settings = hir.Settings(micro_batch_size=size, max_grad_norm=1e9)
+        objective = hir.hir_objective(model, tokenizer, settings)
+        losses = hir.gradient_step(model, objective, groups, optimizer, settings)
         gradients.append((losses, torch.cat([p.grad.flatten() for p in model.parameters()])))
     for losses, gradient in gradients[1:]:
         assert losses == pytest.approx(gradients[0][0], rel=1e-4)

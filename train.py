@@ -20,6 +20,8 @@ from tqdm import tqdm
 import baselines
 import distributed
 import hir
+import ppo
+from batching import Pair
 from bigbench_tasks import Example, TaskError, expand, generate, load, split
 from feedback import CORRECT, WRONG, is_correct
 from hir import setting
@@ -39,7 +41,7 @@ class Run:
     task: str = setting(
         "logical_deduction", "a task, a family such as logical_deduction, a comma-separated list, or all"
     )
-    method: str = setting("hir", "how to train; none only evaluates", ("hir", "sft", "none"))
+    method: str = setting("hir", "how to train; none only evaluates", ("hir", "sft", "farl", "ppo", "none"))
     checkpoint: str = setting("checkpoints/t5-mini", "a directory, or a hub name such as google/flan-t5-base")
     data: str = setting("generated", "generated, official (downloaded), or a directory laid out like benchmark_tasks")
     option_order: str = setting(
@@ -76,7 +78,7 @@ MINI = {
 }
 
 
-def parse_arguments(argv: list[str] | None = None) -> tuple[Run, hir.Settings]:
+def parse_arguments(argv: list[str] | None = None) -> tuple[Run, hir.Settings, ppo.PPOSettings]:
     """The settings of a run: the flags given, else the values of the embedded model (MINI), else those of Table 7."""
     own = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in MINI.items())
     parser = argparse.ArgumentParser(
@@ -84,7 +86,12 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[Run, hir.Settings]:
         epilog=f"The embedded models in checkpoints/ have defaults of their own: {own}",
         argument_default=argparse.SUPPRESS,
     )
-    for group, cls in (("the run", Run), ("the method (names and values of Table 7)", hir.Settings)):
+    groups = {
+        "the run": Run,
+        "the method (names and values of Table 7)": hir.Settings,
+        "what PPO has of its own": ppo.PPOSettings,
+    }
+    for group, cls in groups.items():
         section = parser.add_argument_group(group)
         for f in fields(cls):
             flag = "--" + f.name.replace("_", "-")
@@ -95,15 +102,19 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[Run, hir.Settings]:
                 section.add_argument(flag, type=f.type, choices=f.metadata["choices"], help=text)
     given = vars(parser.parse_args(argv))
     values = {**(MINI if is_embedded(given.get("checkpoint", Run.checkpoint)) else {}), **given}
-    run = Run(**{f.name: values[f.name] for f in fields(Run) if f.name in values})
-    settings = hir.Settings(**{f.name: values[f.name] for f in fields(hir.Settings) if f.name in values})
-    for name, value in {**asdict(run), **asdict(settings)}.items():
+    run, settings, ppo_settings = (
+        cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values}) for cls in groups.values()
+    )
+    for name, value in (asdict(run) | asdict(settings) | asdict(ppo_settings)).items():
         if isinstance(value, int | float) and name != "seed" and not (math.isfinite(value) and value >= 0):
             parser.error(f"--{name.replace('_', '-')} is {value}; it must be a number of zero or more")
     for name in ("online_samples", "train_batch_size", "max_new_tokens", "sampling_batch_size"):
         if getattr(settings, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
-    return run, settings
+    for name in ("ppo_discount", "ppo_lambda"):
+        if getattr(ppo_settings, name) > 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(ppo_settings, name)}; it must be at most 1")
+    return run, settings, ppo_settings
 
 
 def is_embedded(checkpoint: str) -> bool:
@@ -214,17 +225,38 @@ def accuracy(share: float, n: int) -> str:
 
 
 def pairs_of(
-    run: Run, model: T5, tokenizer: Tokenizer, examples: list[Example], settings: hir.Settings, iteration: int
-) -> tuple[list[hir.Pair], dict]:
+    run: Run,
+    model: T5,
+    tokenizer: Tokenizer,
+    examples: list[Example],
+    settings: hir.Settings,
+    iteration: int,
+    ppo_state: ppo.PPO | None = None,
+) -> tuple[list[Pair], dict]:
     """What an iteration trains on, by method, and what is to be said about it."""
     if run.method == "sft":
         return baselines.finetuning_pairs(examples, tokenizer, run.answers), {"sampled": 0}
     generator = torch.Generator().manual_seed(derived_seed(run.seed, iteration, "samples"))
     samples = hir.sample_online(model, tokenizer, examples, settings, generator)
-    pairs = hir.relabel(
-        samples, tokenizer, settings.sub_output, random.Random(derived_seed(run.seed, iteration, "cuts"))
-    )
-    return pairs, {"sampled": len(samples), "right_share": sum(s.right for s in samples) / max(1, len(samples))}
+    about = {"sampled": len(samples), "right_share": sum(s.right for s in samples) / max(1, len(samples))}
+    if run.method == "farl":
+        return baselines.farl_pairs(samples, tokenizer), about
+    if run.method == "ppo":
+        rollouts, measured = ppo.roll_out(model, ppo_state, tokenizer, samples, settings)
+        return rollouts, about | measured
+    cuts = random.Random(derived_seed(run.seed, iteration, "cuts"))
+    return hir.relabel(samples, tokenizer, settings.sub_output, cuts), about
+
+
+def aim_of(
+    run: Run, model: T5, tokenizer: Tokenizer, settings: hir.Settings, ppo_state: ppo.PPO | None
+) -> tuple[hir.Settings, hir.Objective]:
+    """The settings under which a method uses what all share, and the objective that it descends."""
+    if run.method == "ppo":
+        settings = ppo.shared_settings(settings, ppo_state.settings)
+        return settings, ppo.ppo_objective(model, ppo_state, tokenizer, settings)
+    settings = settings if run.method == "hir" else baselines.supervised_settings(settings)
+    return settings, hir.hir_objective(model, tokenizer, settings)
 
 
 def report(line: dict) -> str:
@@ -251,6 +283,15 @@ def table(first: dict, last: dict) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
+def make_optimizer(
+    model: T5, ppo_state: ppo.PPO | None, settings: hir.Settings
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW and its schedule, over the model and PPO's value head."""
+    parameters = [*model.parameters(), *(ppo_state.value_head.parameters() if ppo_state else ())]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings))
+
+
 def learning_rate_factor(step: int, settings: hir.Settings) -> float:
     """Rises over the warm-up, then stays at 1, or falls linearly to 0.1 at decay_steps."""
     if step < settings.warmup_steps:
@@ -260,7 +301,7 @@ def learning_rate_factor(step: int, settings: hir.Settings) -> float:
     return 1 - 0.9 * min(1.0, (step - settings.warmup_steps) / max(1, settings.decay_steps - settings.warmup_steps))
 
 
-def train(run: Run, settings: hir.Settings) -> dict:
+def train(run: Run, settings: hir.Settings, ppo_settings: ppo.PPOSettings) -> dict:
     """A whole run (Algorithm 1). Returns the last line of metrics.jsonl."""
     begin = time.perf_counter()
     tasks = expand(run.task)
@@ -272,14 +313,15 @@ def train(run: Run, settings: hir.Settings) -> dict:
     tests = test_questions(run, tasks)
     training_questions(run, tasks, iteration=1)  # what is wrong with the data is said before anything is written
     out = Path(run.out or HERE / "runs" / default_name(run))
-    state = open_run(out, asdict(run), asdict(settings), run.resume)
-    if run.method != "hir":
-        settings = baselines.supervised_settings(settings)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings))
+    own = asdict(ppo_settings) if run.method == "ppo" else {}
+    state = open_run(out, asdict(run), asdict(settings) | own, run.resume)
+    ppo_state = ppo.PPO(model, ppo_settings).to(device) if run.method == "ppo" else None
+    settings, objective = aim_of(run, model, tokenizer, settings, ppo_state)
+    optimizer, scheduler = make_optimizer(model, ppo_state, settings)
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler} | ({"ppo": ppo_state} if ppo_state else {})
     lines: list[dict] = []  # of metrics.jsonl
     if state:
-        for part, name in ((model, "model"), (optimizer, "optimizer"), (scheduler, "scheduler")):
+        for name, part in parts.items():
             part.load_state_dict(state[name])
         lines = state["lines"]
     if run.compile:
@@ -299,17 +341,17 @@ def train(run: Run, settings: hir.Settings) -> dict:
         if iteration > 0:
             with timed(seconds, "sampling"):
                 examples = training_questions(run, tasks, iteration)
-                pairs, about = pairs_of(run, model, tokenizer, examples, settings, iteration)
+                pairs, about = pairs_of(run, model, tokenizer, examples, settings, iteration, ppo_state)
             line |= about | {"sampled": line["sampled"] + about["sampled"]}
             with timed(seconds, "training"):
                 rng = random.Random(derived_seed(run.seed, iteration, "batches"))
-                losses = hir.train_on(model, tokenizer, pairs, optimizer, scheduler, settings, rng)
+                losses = hir.train_on(model, objective, pairs, optimizer, scheduler, settings, rng)
         with timed(seconds, "evaluation"):
             shares = evaluate(model, tokenizer, tests, settings)
         lines.append(line | {"losses": losses, "seconds": seconds, "tasks": shares})
         say(report(lines[-1]))
         if distributed.rank() == 0:
-            save_iteration(out, model, tokenizer, optimizer, scheduler, lines, pairs)
+            save_iteration(out, model, tokenizer, parts, lines, pairs)
     say(table(lines[0], lines[-1]))
     return lines[-1]
 
@@ -335,9 +377,8 @@ def say(text: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command. What is wrong with its input is one sentence on stderr and exit code 2."""
-    run, settings = parse_arguments(argv)
     try:
-        train(run, settings)
+        train(*parse_arguments(argv))
     except (TaskError, CheckpointError, RunError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
