@@ -1,0 +1,425 @@
+"""The paper's tables and pictures from finished runs:  python report.py [--run] [--only PATTERN]
+
+Without --run it draws results/tables.md and results/*.png from results/runs/ alone, which holds each run in one small
+file: its configuration, then its metrics. With --run it first makes the runs that are missing there, one after another,
+in runs/report/; stopped at any moment, the same command goes on. --only names runs by a pattern such as '*-ppo-*'.
+`python report.py --run --only 'search-*'` searches PPO's hyperparameters, which is no part of the default.
+"""
+
+import argparse
+import fnmatch
+import itertools
+import json
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import report_figures
+import train
+from bigbench_tasks import TASKS
+from checkpoints_io import write_file
+from run_files import write_lines
+
+HERE = Path(__file__).resolve().parent
+
+# --- The experiments --------------------------------------------------------------------------------------------------
+
+METHODS = {"sft": "fine-tuning", "ppo": "PPO", "farl": "FARL", "hir": "HIR"}
+SEEDS = (0, 1, 2)
+# Every method draws the same number of outputs for the same number of questions.
+BUDGET = "--iterations 12 --questions 64 --online-samples 4 --test-size 200".split()
+WITH_SEEDS = (  # the tasks of which all seeds are run; of the others the first
+    "logical_deduction_three_objects",
+    "tracking_shuffled_objects_three_objects",
+    "object_counting",
+    "reasoning_about_colored_objects",
+)
+ABLATED = WITH_SEEDS[:2]  # those of the paper's Table 4, also asked about size
+SIZES = ("t5-nano", "t5-mini")
+ABLATIONS = {
+    "full method": "",
+    "without sub-output sampling": "--no-sub-output",
+    "without entropy": "--beta 0",
+    "without label smoothing": "--label-smoothing 0",
+    "without the contrastive term": "--alpha 0",
+}
+LEAK = "date_understanding"
+# PPO's grid is searched on easier relatives of a task, by the share of right samples on fresh questions: no question
+# and no task of the tests has a say in it.
+SEARCH = "--task tracking_shuffled_objects_three_objects --method ppo --easier 1 --test-size 1".split()
+GRID = {
+    "--ppo-learning-rate": ("3e-5", "1e-4", "3e-4"),
+    "--ppo-epochs": ("2", "4"),
+    "--ppo-kl-coef": ("0.01", "0.1"),
+}
+
+
+def name_of(task: str, method: str, seed: int = 0, size: str = "t5-mini", variant: str = "") -> str:
+    """The name of an experiment: its file in results/runs/ and its directory in runs/report/."""
+    words = [word.strip("-") for word in variant.split()]
+    return "-".join([task, method, *words, size, f"seed{seed}"])
+
+
+def experiments(runs: Path) -> dict[str, list[str]]:
+    """Name -> arguments of train.py, of everything that the tables and pictures show, and of the search."""
+    found = {"default": []}
+
+    def add(task: str, method: str, seed: int, size: str = "t5-mini", variant: str = "") -> None:
+        arguments = ["--task", task, "--method", method, "--seed", str(seed), "--checkpoint", f"checkpoints/{size}"]
+        # The embedded models write the right option out; an official answer is its letter.
+        arguments += ["--answers", "text"] if method == "sft" else []
+        found[name_of(task, method, seed, size, variant)] = [*arguments, *BUDGET, *variant.split()]
+
+    for seed, task, method in itertools.product(SEEDS, TASKS, METHODS):
+        if seed == SEEDS[0] or task in WITH_SEEDS:
+            add(task, method, seed)
+    for seed, task, flags in itertools.product(SEEDS, ABLATED, ABLATIONS.values()):
+        add(task, "hir", seed, variant=flags)
+    for seed, order in itertools.product(SEEDS, ("official", "shuffled")):
+        add(LEAK, "hir", seed, variant=f"--data official --option-order {order}")
+    for seed in SEEDS:
+        trained = runs / name_of(LEAK, "hir", seed, variant="--data official --option-order official") / "model"
+        other = f"--task {LEAK} --method none --data official --option-order shuffled --test-size 200 --seed {seed}"
+        found[f"{LEAK}-official-on-shuffled-seed{seed}"] = [*other.split(), "--checkpoint", str(trained)]
+    for seed, task, size, method in itertools.product(SEEDS, ABLATED, SIZES, METHODS):
+        add(task, method, seed, size)
+    for values in itertools.product(*GRID.values()):
+        flags = [word for pair in zip(GRID, values, strict=True) for word in pair]
+        found["-".join(("search", *values))] = [*SEARCH, *BUDGET[:-2], *flags]
+    return found
+
+
+# --- Running ----------------------------------------------------------------------------------------------------------
+
+
+class ReportError(ValueError):
+    """Results that cannot be used; the message is one sentence that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: config.json, and the lines of metrics.jsonl."""
+
+    config: dict
+    lines: list[dict]
+
+    def share(self, key: str = "correct", line: int = -1) -> float:
+        """A test accuracy of a run on a single task."""
+        return self.tests(line)[key]
+
+    def tests(self, line: int = -1) -> dict:
+        """What was measured on the test questions of a run on a single task."""
+        return next(iter(self.lines[line]["tasks"].values()))
+
+    def seconds(self) -> float:
+        """How long the run took, but for its start."""
+        return sum(sum(line["seconds"].values()) for line in self.lines)
+
+
+def load_results(directory: Path, wanted: dict[str, list[str]]) -> dict[str, Result]:
+    """The finished experiments of results/runs/; ReportError if one was made with other settings than are wanted now."""
+    results = {}
+    for name, arguments in wanted.items():
+        path = directory / f"{name}.jsonl"
+        if path.exists():
+            config, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            difference = _difference(config, arguments)
+            if difference:
+                raise ReportError(f"{path} was made with {difference}; remove it and its directory in runs/report.")
+            results[name] = Result(config, lines)
+    return results
+
+
+def _difference(config: dict, arguments: list[str]) -> str:
+    """What sets the settings of a run apart from these arguments; where it ran does not count, nor where data lay."""
+    run, settings, own = train.parse_arguments(arguments)
+    wanted = asdict(run) | asdict(settings) | (asdict(own) if run.method == "ppo" else {})
+    made = config["run"] | config["settings"]
+    for name in wanted.keys() - {"out", "resume", "device", "dtype", "data", "checkpoint"}:
+        if made.get(name) != wanted[name]:
+            return f"--{name.replace('_', '-')} {made.get(name)}, not {wanted[name]}"
+    return ""
+
+
+def run_missing(missing: dict[str, list[str]], runs: Path, results: Path) -> list[str]:
+    """Make these runs, or go on with them, and copy what each measured to `results`. Returns the names of those that failed."""
+    failed = []
+    for number, (name, arguments) in enumerate(missing.items(), start=1):
+        print(f"[{number}/{len(missing)}] {name}", flush=True)
+        out = runs / name
+        resume = ["--resume"] if (out / "config.json").exists() else []
+        command = [sys.executable, str(HERE / "train.py"), *arguments, "--out", str(out), *resume]
+        if subprocess.run(command, check=False).returncode:
+            failed.append(name)
+            continue
+        config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        results.mkdir(parents=True, exist_ok=True)
+        write_lines(results / f"{name}.jsonl", [config, *map(json.loads, lines)])
+    return failed
+
+
+def plan(missing: dict[str, list[str]], results: dict[str, Result]) -> str:
+    """How many runs there are to make, and how long they may take, judged by those of the same method."""
+    seconds: dict[str, list[float]] = {}
+    for result in results.values():
+        seconds.setdefault(result.config["run"]["method"], []).append(result.seconds())
+    everything = [value for values in seconds.values() for value in values] or [120.0]
+    expected = 0.0
+    for arguments in missing.values():
+        method = train.parse_arguments(arguments)[0].method
+        expected += statistics.mean(seconds.get(method, everything)) + 4  # to start
+    basis = f"judged by {len(results)} finished ones" if results else "at a guess of two minutes each"
+    return f"{len(missing)} runs to make, about {expected / 60:.0f} min, {basis}"
+
+
+# --- Numbers ----------------------------------------------------------------------------------------------------------
+
+
+# 97.5 % points of Student's t for 1, 2, ... degrees of freedom
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def over_seeds(shares: list[float], n: int) -> Estimate:
+    """The mean of some runs' accuracies on the same n questions.
+
+    Two things are left to chance: which questions are asked (Wilson's interval for n of them; all runs are asked the
+    same, so more runs do not narrow it) and what a run draws (Student's interval over the runs, if there is more than
+    one). The two parts of the interval add up like independent errors.
+    """
+    mean = statistics.mean(shares)
+    low, high = train.wilson(mean, n)
+    drawn = 0.0
+    if len(shares) > 1:
+        drawn = STUDENT[len(shares) - 2] * statistics.stdev(shares) / math.sqrt(len(shares))
+    return Estimate(
+        mean, max(0.0, mean - math.hypot(mean - low, drawn)), min(1.0, mean + math.hypot(high - mean, drawn))
+    )
+
+
+def average(estimates: list[Estimate]) -> Estimate:
+    """The mean over tasks, whose errors are independent."""
+    mean = statistics.mean(e.mean for e in estimates)
+    low, high = (math.hypot(*(getattr(e, end) - e.mean for e in estimates)) / len(estimates) for end in ("low", "high"))
+    return Estimate(mean, mean - low, mean + high)
+
+
+def difference(a: Estimate, b: Estimate) -> Estimate:
+    """a - b, as if independent; they share their test questions, so the interval is rather too wide."""
+    mean = a.mean - b.mean
+    return Estimate(
+        mean, mean - math.hypot(a.mean - a.low, b.high - b.mean), mean + math.hypot(a.high - a.mean, b.mean - b.low)
+    )
+
+
+def measured(results: dict[str, Result], names: Iterable[str], key: str = "correct", line: int = -1) -> Estimate | None:
+    """The estimate from those of the named runs that are finished; None if there are none."""
+    found = [results[name] for name in names if name in results]
+    return over_seeds([r.share(key, line) for r in found], found[0].tests()["n"]) if found else None
+
+
+def of_method(
+    results: dict[str, Result], task: str, method: str, key: str = "correct", size: str = "t5-mini"
+) -> Estimate | None:
+    """A cell of Table 2 or 3. "none" is the model before training: iteration 0 of any run, and the same in all."""
+    if method != "none":
+        return measured(results, (name_of(task, method, seed, size) for seed in SEEDS), key)
+    names = [name_of(task, other, seed, size) for seed in SEEDS for other in METHODS]
+    found = [name for name in names if name in results]
+    before = [results[name].share(key, line=0) for name in found]
+    if before and max(before) - min(before) > 0.02:
+        raise ReportError(f"the runs of {task} on {size} began from different models; remove the older ones.")
+    return measured(results, found[:1], key, line=0)
+
+
+# --- Tables -----------------------------------------------------------------------------------------------------------
+
+
+def markdown(title: str, text: str, header: list[str], rows: list[list[object]]) -> str:
+    """A section with a table; what was not measured is a dash."""
+    cells = [header, ["---"] * len(header), *([("–" if c is None else str(c)) for c in row] for row in rows)]
+    return f"## {title}\n\n{text}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in cells) + "\n"
+
+
+COLUMNS = {"none": "before", **METHODS}
+
+
+def table_2(results: dict[str, Result]) -> str:
+    """All tasks, all methods, and the averages."""
+    cells = {(task, method): of_method(results, task, method) for task in TASKS for method in COLUMNS}
+    rows = [[task, *(cells[task, method] for method in COLUMNS)] for task in TASKS]
+    means = {}
+    for method in COLUMNS:
+        column = [cells[task, method] for task in TASKS]
+        means[method] = average(column) if all(column) else None
+    rows.append(["average", *means.values()])
+    text = (
+        f"Test accuracy in %, 95 % interval. {', '.join(WITH_SEEDS)}: {len(SEEDS)} seeds, the others one. "
+        f"Every method but fine-tuning draws the same number of outputs (`{' '.join(BUDGET)}`)."
+    )
+    said = [
+        ["HIR over PPO, average (Sec. 1)", "11.2", _over(means["hir"], [means["ppo"]])],
+        ["HIR over FARL, average (Sec. 1)", "32.6", _over(means["hir"], [means["farl"]])],
+    ]
+    for size, paper in (("five", "41.2"), ("seven", "29.2")):
+        task = f"tracking_shuffled_objects_{size}_objects"
+        others = [cells[task, "ppo"], cells[task, "farl"]]
+        said.append(
+            [f"HIR over the better of PPO and FARL, {task} (Sec. 6.1)", paper, _over(cells[task, "hir"], others)]
+        )
+    return markdown("Table 2: all tasks", text, ["task", *COLUMNS.values()], rows) + markdown(
+        "What the paper says of Table 2", "In points; its models are FLAN-T5's.", ["", "paper", "here"], said
+    )
+
+
+def _over(ours: Estimate | None, others: list[Estimate | None]) -> Estimate | None:
+    """How far ours is ahead of the best of the others."""
+    return difference(ours, max(others, key=lambda e: e.mean)) if ours and all(others) else None
+
+
+def table_3(results: dict[str, Result]) -> str:
+    """Two sizes of the model."""
+    rows = [
+        [task, size, *(of_method(results, task, method, size=size) for method in COLUMNS)]
+        for task in ABLATED
+        for size in SIZES
+    ]
+    text = f"Test accuracy in %, 95 % interval, {len(SEEDS)} seeds."
+    return markdown("Table 3: two sizes", text, ["task", "model", *COLUMNS.values()], rows)
+
+
+def table_4(results: dict[str, Result]) -> str:
+    """What each part of the method contributes, beside the figures of the paper."""
+    paper = {"full method": ("91.7", "100.0"), "without sub-output sampling": ("75.0", "100.0")}
+    rows = []
+    for ablation, flags in ABLATIONS.items():
+        row: list[object] = [ablation]
+        for column, task in enumerate(ABLATED):
+            names = [name_of(task, "hir", seed, variant=flags) for seed in SEEDS]
+            row += [measured(results, names), measured(results, names, "wrong")]
+            row.append(paper[ablation][column] if ablation in paper else None)
+        rows.append(row)
+    header = ["", *(f"{task}{what}" for task in ABLATED for what in ("", ", wrong instruction", ", paper"))]
+    text = f"Test accuracy in %, 95 % interval, {len(SEEDS)} seeds. The last row is not in the paper."
+    return markdown("Table 4: ablations", text, header, rows)
+
+
+def wrong_table(results: dict[str, Result]) -> str:
+    """Accuracy when a wrong answer is asked for."""
+    rows = [[task, *(of_method(results, task, method, "wrong") for method in COLUMNS)] for task in TASKS]
+    text = "Test accuracy in % when asked for a wrong answer: a model that follows instructions is low here."
+    return markdown("Under the wrong instruction", text, ["task", *COLUMNS.values()], rows)
+
+
+def leak_table(results: dict[str, Result]) -> str:
+    """Date Understanding with the official order of options and with shuffled ones."""
+    names = {
+        order: [name_of(LEAK, "hir", seed, variant=f"--data official --option-order {order}") for seed in SEEDS]
+        for order in ("official", "shuffled")
+    }
+    crossed = [f"{LEAK}-official-on-shuffled-seed{seed}" for seed in SEEDS]
+    rows = [
+        ["nothing", measured(results, names["official"][:1], line=0), measured(results, names["shuffled"][:1], line=0)],
+        ["official order", measured(results, names["official"]), measured(results, crossed)],
+        ["shuffled options", None, measured(results, names["shuffled"])],
+    ]
+    text = (
+        "HIR on the official questions of Date Understanding, whose file lists the right option first in 364 of 369 "
+        "examples; test accuracy in %."
+    )
+    header = ["trained on", "tested in the official order", "tested on shuffled options"]
+    return markdown("The leak in Date Understanding", text, header, rows)
+
+
+def search_table(results: dict[str, Result]) -> str:
+    """The grid over PPO's hyperparameters, best first."""
+    rows = []
+    for name in fnmatch.filter(results, "search-*"):
+        settings, lines = results[name].config["settings"], results[name].lines
+        right = statistics.mean(line["right_share"] for line in lines[-3:])
+        rows.append([*(settings[flag.strip("-").replace("-", "_")] for flag in GRID), f"{100 * right:.1f}"])
+    rows.sort(key=lambda row: -float(row[-1]))
+    text = f"Right samples in %, mean of the last three iterations: `{' '.join(SEARCH + BUDGET[:-2])}`."
+    return markdown("The search for PPO's hyperparameters", text, [*(f"`{flag}`" for flag in GRID), "right"], rows)
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+def render(results: dict[str, Result], directory: Path) -> None:
+    """Write tables.md and the pictures."""
+    parts = [table_2, table_3, table_4, wrong_table, leak_table]
+    parts += [search_table] if any(name.startswith("search-") for name in results) else []
+    head = "# Results\n\nMade by `python report.py` from `runs/`, which `python report.py --run` makes.\n"
+    write_file(directory / "tables.md", "\n".join([head, *(part(results) for part in parts)]).encode())
+    curves, ends, pairs = {}, {}, {}
+    for task in WITH_SEEDS:
+        runs = {m: [results[n] for seed in SEEDS if (n := name_of(task, m, seed)) in results] for m in METHODS}
+        curves[task] = {METHODS[m]: [curve(r) for r in found] for m, found in runs.items() if m != "sft" and found}
+        if runs["sft"]:
+            ends[task] = statistics.mean(r.share() for r in runs["sft"])
+        both = {m: (of_method(results, task, m), of_method(results, task, m, "wrong")) for m in COLUMNS}
+        pairs[task] = {COLUMNS[m]: (right.mean, wrong.mean) for m, (right, wrong) in both.items() if right and wrong}
+    if any(curves.values()):
+        report_figures.learning_curves(directory / "methods.png", curves, ends)
+        report_figures.instruction_pairs(directory / "wrong_instruction.png", pairs)
+    if "default" in results:
+        default = results["default"]
+        tasks = {task: (curve(default, task), curve(default, task, "wrong")) for task in default.lines[0]["tasks"]}
+        report_figures.one_run(directory / "curve.png", "python train.py --task logical_deduction", tasks)
+
+
+def curve(result: Result, task: str | None = None, key: str = "correct") -> report_figures.Curve:
+    """Outputs sampled and accuracies of all iterations; `task` may be left out where there is one."""
+    shares = [(line["tasks"][task] if task else next(iter(line["tasks"].values())))[key] for line in result.lines]
+    return [line["sampled"] for line in result.lines], shares
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. What is wrong is one sentence on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--run", action="store_true", help="make the missing runs first")
+    parser.add_argument(
+        "--only", default="", help="the experiments to run, as a pattern of file names; default: all but search-*"
+    )
+    parser.add_argument("--runs", type=Path, default=HERE / "runs" / "report", help="where runs are made")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="what is read and written")
+    given = parser.parse_args(argv)
+    wanted = experiments(given.runs)
+    try:
+        results = load_results(given.results / "runs", wanted)
+        chosen = fnmatch.filter(wanted, given.only) or [
+            n for n in wanted if not given.only and not n.startswith("search-")
+        ]
+        missing = {name: wanted[name] for name in chosen if name not in results}
+        print(plan(missing, results))
+        if given.run:
+            failed = run_missing(missing, given.runs, given.results / "runs")
+            results = load_results(given.results / "runs", wanted)
+        render(results, given.results)
+        if given.run and failed:
+            raise ReportError(f"{len(failed)} runs failed, as each said above; the tables lack {', '.join(failed)}.")
+    except ReportError as error:
+        print(f"report.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
