@@ -14,8 +14,7 @@ import math
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import report_figures
@@ -58,6 +57,11 @@ GRID = {
 }
 
 
+def seeds_of(task: str) -> tuple[int, ...]:
+    """The seeds with which a task is run."""
+    return SEEDS if task in WITH_SEEDS else SEEDS[:1]
+
+
 def name_of(task: str, method: str, seed: int = 0, size: str = "t5-mini", variant: str = "") -> str:
     """The name of an experiment: its file in results/runs/ and its directory in runs/report/."""
     words = [word.strip("-") for word in variant.split()]
@@ -75,7 +79,7 @@ def experiments(runs: Path) -> dict[str, list[str]]:
         found[name_of(task, method, seed, size, variant)] = [*arguments, *BUDGET, *variant.split()]
 
     for seed, task, method in itertools.product(SEEDS, TASKS, METHODS):
-        if seed == SEEDS[0] or task in WITH_SEEDS:
+        if seed in seeds_of(task):
             add(task, method, seed)
     for seed, task, flags in itertools.product(SEEDS, ABLATED, ABLATIONS.values()):
         add(task, "hir", seed, variant=flags)
@@ -191,9 +195,10 @@ class Estimate:
     mean: float
     low: float
     high: float
+    note: str = ""
 
     def __str__(self) -> str:
-        return f"{100 * self.mean:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        return f"{100 * self.mean:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]{self.note}"
 
 
 def over_seeds(shares: list[float], n: int) -> Estimate:
@@ -228,10 +233,13 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     )
 
 
-def measured(results: dict[str, Result], names: Iterable[str], key: str = "correct", line: int = -1) -> Estimate | None:
-    """The estimate from those of the named runs that are finished; None if there are none."""
+def measured(results: dict[str, Result], names: list[str], key: str = "correct", line: int = -1) -> Estimate | None:
+    """The estimate from those of the named runs that are finished, and if not all are, how many; None if none is."""
     found = [results[name] for name in names if name in results]
-    return over_seeds([r.share(key, line) for r in found], found[0].tests()["n"]) if found else None
+    if not found:
+        return None
+    note = f" ({len(found)} of {len(names)} runs)" if len(found) < len(names) else ""
+    return replace(over_seeds([r.share(key, line) for r in found], found[0].tests()["n"]), note=note)
 
 
 def of_method(
@@ -239,8 +247,8 @@ def of_method(
 ) -> Estimate | None:
     """A cell of Table 2 or 3. "none" is the model before training: iteration 0 of any run, and the same in all."""
     if method != "none":
-        return measured(results, (name_of(task, method, seed, size) for seed in SEEDS), key)
-    names = [name_of(task, other, seed, size) for seed in SEEDS for other in METHODS]
+        return measured(results, [name_of(task, method, seed, size) for seed in seeds_of(task)], key)
+    names = [name_of(task, other, seed, size) for seed in seeds_of(task) for other in METHODS]
     found = [name for name in names if name in results]
     before = [results[name].share(key, line=0) for name in found]
     if before and max(before) - min(before) > 0.02:
@@ -283,8 +291,12 @@ def table_2(results: dict[str, Result]) -> str:
         said.append(
             [f"HIR over the better of PPO and FARL, {task} (Sec. 6.1)", paper, _over(cells[task, "hir"], others)]
         )
-    return markdown("Table 2: all tasks", text, ["task", *COLUMNS.values()], rows) + markdown(
-        "What the paper says of Table 2", "In points; its models are FLAN-T5's.", ["", "paper", "here"], said
+    return (
+        markdown("Table 2: all tasks", text, ["task", *COLUMNS.values()], rows)
+        + "\n"
+        + markdown(
+            "What the paper says of Table 2", "In points; its models are FLAN-T5's.", ["", "paper", "here"], said
+        )
     )
 
 

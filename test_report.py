@@ -75,7 +75,7 @@ def test_tables_show_the_numbers_of_the_runs(tmp_path):
     assert table["task"] == ["before", "fine-tuning", "PPO", "FARL", "HIR"]
     assert table[LD3][4] == f"85.0 [{100 * low:.1f}, {100 * high:.1f}]"
     one_seed = "70.0 [{:.1f}, {:.1f}]".format(*(100 * end for end in wilson(0.7, 200)))
-    assert table[TRACKING] == [
+    assert table["geometric_shapes"] == [
         *("{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in (s, *wilson(s, 200)))) for s in (0.4, 0.9, 0.6, 0.5)),
         one_seed,
     ]
@@ -90,14 +90,16 @@ def test_tables_show_the_numbers_of_the_runs(tmp_path):
     assert said["HIR over PPO, average (Sec. 1)"][0] == "11.2"
     assert said["HIR over PPO, average (Sec. 1)"][1].startswith("11.2 [")  # 71.25 - 60
     assert said["HIR over FARL, average (Sec. 1)"][1].startswith("21.2 [")
+    assert table[TRACKING][4] == f"{one_seed} (1 of 3 runs)"
     (seven,) = (row for name, row in said.items() if "seven" in name)
     assert seven[0] == "29.2" and seven[1].startswith("10.0 [")
     sizes = [line for line in (tmp_path / "tables.md").read_text().splitlines() if f"| {TRACKING} | t5-nano |" in line]
-    assert re.sub(r" \[.*?\]", "", sizes[0]).endswith("| 20.0 | – | – | – | 45.0 |")
+    assert re.sub(r" [\[(].*?[\])]", "", sizes[0]).endswith("| 20.0 | – | – | – | 45.0 |")
     ablations = rows_of(tmp_path, "Table 4: ablations")
     assert ablations["full method"][2] == "91.7" and ablations["full method"][0] == table[LD3][4]
     assert ablations["without sub-output sampling"][:3] == ["–", "–", "75.0"]
     assert ablations["without sub-output sampling"][3].startswith("65.0 [")
+    assert ablations["without sub-output sampling"][3].endswith("] (1 of 3 runs)")
     wrong = rows_of(tmp_path, "Under the wrong instruction")
     assert wrong[LD3][4].startswith("10.0 [") and wrong[LD3][1].startswith("90.0 [")
     assert rows_of(tmp_path, "The leak in Date Understanding")["official order"][1].startswith("30.0 [")
