@@ -47,8 +47,8 @@ ABLATIONS = {
     "without the contrastive term": "--alpha 0",
 }
 LEAK = "date_understanding"
-# PPO's grid is searched on easier relatives of a task, by the share of right samples on fresh questions: no question
-# and no task of the tests has a say in it.
+# PPO's grid is searched on easier relatives of a task, by the share of right samples: these come from training
+# questions, of which none is asked twice, so no test question has a say in it.
 SEARCH = "--task tracking_shuffled_objects_three_objects --method ppo --easier 1 --test-size 1".split()
 GRID = {
     "--ppo-learning-rate": ("3e-5", "1e-4", "3e-4"),
