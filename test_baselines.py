@@ -192,6 +192,13 @@ def test_ppo_learns_what_is_rewarded():
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("flag", ["--ppo-lambda=1.5", "--ppo-clip=nan", "--sampling-temperature=0"])
+def test_settings_that_ppo_cannot_use_are_refused(flag, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--method", "ppo", flag])
+    assert stopped.value.code == 2 and flag.split("=")[0] in capsys.readouterr().err.splitlines()[-1]
+
+
 SMALL = ["--task", "geometric_shapes", "--questions", 6, "--test-size", 4, "--device", "cpu", "--dtype", "float32"]
 
 

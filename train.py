@@ -114,6 +114,8 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[Run, hir.Settings, p
     for name in ("ppo_discount", "ppo_lambda"):
         if getattr(ppo_settings, name) > 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(ppo_settings, name)}; it must be at most 1")
+    if run.method == "ppo" and settings.sampling_temperature == 0:
+        parser.error("--sampling-temperature is 0; PPO needs outputs that are drawn at random")
     return run, settings, ppo_settings
 
 
