@@ -102,9 +102,18 @@ def sample_online(
     ]
 
 
-def sample(model: T5, tokenizer: Tokenizer, prompts: list[str], *args: Any, **kwargs: Any) -> list[list[str]]:
-    """The outputs of `sample_ids`, which takes the same arguments, as text."""
-    outputs = sample_ids(model, tokenizer, prompts, *args, **kwargs)
+def sample(
+    model: T5,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    num_samples: int = 1,
+    temperature: float = 1.0,
+    max_new_tokens: int = 64,
+    generator: torch.Generator | None = None,
+    **how: Any,
+) -> list[list[str]]:
+    """The outputs of `sample_ids`, which says what the arguments mean, as text."""
+    outputs = sample_ids(model, tokenizer, prompts, num_samples, temperature, max_new_tokens, generator, **how)
     return [[tokenizer.decode(tokens) for tokens in answers] for answers in outputs]
 
 
