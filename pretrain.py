@@ -41,8 +41,8 @@ WIDER = (
 )
 STAGES = (
     f"--task {LOOK_UP} --easier 1 --level 0 --questions 3200 --iterations 6",
-    f"--task {WIDER} --easier 1 --level 0.4 --questions 800 --iterations 12",
-    "--task all --easier 0.5 --level 1 --questions 500 --iterations 30 --decay-steps 5600",
+    f"--task {WIDER} --easier 1 --level 0.4 --questions 800 --iterations 8",
+    "--task all --easier 0.5 --level 1 --questions 500 --iterations 15 --decay-steps 2800",
 )
 LAUNCH = "-m torch.distributed.run --nproc_per_node={} --standalone"
 
