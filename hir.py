@@ -110,10 +110,12 @@ def sample(
     temperature: float = 1.0,
     max_new_tokens: int = 64,
     generator: torch.Generator | None = None,
-    **how: Any,
+    batch_size: int = 64,
+    progress: str | None = None,
 ) -> list[list[str]]:
     """The outputs of `sample_ids`, which says what the arguments mean, as text."""
-    outputs = sample_ids(model, tokenizer, prompts, num_samples, temperature, max_new_tokens, generator, **how)
+    settings = (num_samples, temperature, max_new_tokens, generator, batch_size, progress)
+    outputs = sample_ids(model, tokenizer, prompts, *settings)
     return [[tokenizer.decode(tokens) for tokens in answers] for answers in outputs]
 
 
