@@ -1,7 +1,8 @@
 """Make the embedded models from nothing:  python pretrain.py --size mini
 
 Trains a sentencepiece vocabulary on generated questions, writes a freshly initialised T5, and hands it to
-`train.py --method sft` with generated questions of all 12 tasks, most of them easier relatives. Add --resume to go on.
+`train.py --method sft` in stages: easier relatives of two tasks, then of more, then all 12. Stopped at any moment, the
+same command goes on.
 
 The model learns to write the right option out instead of its letter, which the scorers accept as well: to find an
 answer and then the letter in front of it is one step of thought more than so small a model takes in the time.
@@ -46,7 +47,8 @@ STAGES = (
 )
 LAUNCH = "-m torch.distributed.run --nproc_per_node={} --standalone"
 
-# How attention begins; initial_model says why. The distances of the words that each slot notes, as T5 numbers them.
+# How attention begins; initial_model says why. The distances of the words that each slot notes, as T5
+# numbers them: 1 is the word before, 17 the word behind, and in a decoder, which has none behind, 0 the word itself.
 SLOTS = {"encoder": ((1,), (2, 3), (4, 5), (17,)), "decoder": ((1,), (2, 3), (4, 5), (0,))}
 # What each of the other heads looks for: a slot by its number, an equal word, an equal context.
 LOOKS_FOR = {
