@@ -205,10 +205,8 @@ SMALL = ["--task", "geometric_shapes", "--questions", 6, "--test-size", 4, "--de
 @pytest.mark.parametrize("method", ["farl", "ppo"])
 def test_command_resumes_to_the_bit(method, tmp_path):
     arguments = ["--method", method, *SMALL, *(["--ppo-kl-target", 0.01] if method == "ppo" else [])]
-    assert train.main([*map(str, arguments), "--iterations", "2", "--out", str(tmp_path / "whole")]) == 0
-    for iterations in (1, 2):
-        resume = ["--resume"] if iterations > 1 else []
-        done = run(*arguments, "--iterations", iterations, "--out", tmp_path / "cut", *resume)
+    for out, iterations, *resume in (("whole", 2), ("cut", 1), ("cut", 2, "--resume")):
+        done = run(*arguments, "--iterations", iterations, "--out", tmp_path / out, *resume)
         assert done.returncode == 0, done.stderr
     lines = metrics(tmp_path / "whole")
     assert without_seconds(metrics(tmp_path / "cut")) == without_seconds(lines)
