@@ -327,22 +327,26 @@ def hir_loss(model: T5, batch: Batch, settings: Settings) -> dict[str, Tensor]:
 
     L_final = supervised + alpha * contrastive + beta * entropy.
     """
-    num_contexts, (num_rows, length) = batch.num_contexts, batch.labels.shape
-    memory = model.encode(batch.input_ids, batch.attention_mask)  # (K*G, S, D)
-    decoder_input_ids = batch.decoder_input_ids.repeat(num_contexts, 1)  # (K*R, T)
-    hidden = model.decode(decoder_input_ids, memory, batch.attention_mask).view(num_contexts, num_rows, length, -1)
-    learned = batch.labels != IGNORE  # (R, T)
-    labels, row = batch.labels[learned], learned.nonzero()[:, 0]  # (M,), (M,)
-    logits = model.logits(hidden[:, learned]).float()  # (K, M, V): only tokens that are learned pay for the vocabulary
+    logits, labels, row = score(model, batch)  # (K, M, V), (M,), (M,)
     own_logits = logits[batch.own[row], torch.arange(len(row), device=row.device)]  # (M, V)
     losses = {"supervised": supervised_loss(own_logits, labels, settings.label_smoothing)}
     if settings.alpha:
-        log_probs = mean_log_probs(logits, labels, row, num_rows)  # (R, K)
-        filled = learned.any(dim=1)
+        log_probs = mean_log_probs(logits, labels, row, len(batch.labels))  # (R, K)
+        filled = (batch.labels != IGNORE).any(dim=1)
         losses["contrastive"] = contrastive_loss(log_probs[filled], batch.own[filled])
     if settings.beta:
         losses["entropy"] = entropy_loss(own_logits, labels)
     return losses
+
+
+def score(model: T5, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (K, M, V) of all tokens to be learned under each context, the tokens (M,), and their targets' rows (M,)."""
+    memory = model.encode(batch.input_ids, batch.attention_mask)  # (K*G, S, D)
+    decoder_input_ids = batch.decoder_input_ids.repeat(batch.num_contexts, 1)  # (K*R, T)
+    hidden = model.decode(decoder_input_ids, memory, batch.attention_mask)  # (K*R, T, D)
+    learned = batch.labels != IGNORE  # (R, T): only these pay for the vocabulary
+    hidden = hidden.view(batch.num_contexts, *learned.shape, -1)[:, learned]  # (K, M, D)
+    return model.logits(hidden).float(), batch.labels[learned], learned.nonzero()[:, 0]
 
 
 def mean_log_probs(logits: Tensor, labels: Tensor, row: Tensor, num_rows: int) -> Tensor:

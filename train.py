@@ -11,7 +11,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import baselines
 import distributed
+import explain
 import hir
 import ppo
 from batching import Pair
@@ -63,6 +64,7 @@ class Run:
         "auto", "arithmetic; auto: bfloat16 where the hardware has it", ("auto", "float32", "bfloat16")
     )
     compile: bool = setting(False, "fuse kernels with torch.compile: slower to start, then faster")
+    explain: bool = setting(False, "tell one iteration on a few questions step by step, and write nothing")
 
 
 # Table 7 was made for FLAN-T5. A model of two million parameters needs gentler values: fewer epochs, a smaller learning
@@ -304,21 +306,35 @@ def learning_rate_factor(step: int, settings: hir.Settings) -> float:
     return 1 - 0.9 * min(1.0, (step - settings.warmup_steps) / max(1, settings.decay_steps - settings.warmup_steps))
 
 
+def load_model(run: Run) -> tuple[T5, Tokenizer]:
+    """The checkpoint, on the device of this process."""
+    device, dtype = choose_device(run)
+    distributed.start(device)
+    model, tokenizer = load_checkpoint(checkpoint_path(run.checkpoint))
+    model.compute_dtype = dtype
+    return model.to(device), tokenizer
+
+
+def tell(run: Run, settings: hir.Settings) -> None:
+    """--explain: one iteration on `--questions` questions (4) of the first task, at the full learning rate."""
+    model, tokenizer = load_model(run)
+    examples = training_questions(run, expand(run.task)[:1], iteration=1)
+    settings = replace(settings, warmup_steps=0)
+    optimizer, scheduler = make_optimizer(model, None, settings)
+    explain.explain(model, tokenizer, examples[: run.questions], optimizer, scheduler, settings, run.seed)
+
+
 def train(run: Run, settings: hir.Settings, ppo_settings: ppo.PPOSettings) -> dict:
     """A whole run (Algorithm 1). Returns the last line of metrics.jsonl."""
     begin = time.perf_counter()
     tasks = expand(run.task)
-    device, dtype = choose_device(run)
-    distributed.start(device)
-    model, tokenizer = load_checkpoint(checkpoint_path(run.checkpoint))
-    model.to(device)
-    model.compute_dtype = dtype
+    model, tokenizer = load_model(run)
     tests = test_questions(run, tasks)
     training_questions(run, tasks, iteration=1)  # what is wrong with the data is said before anything is written
     out = Path(run.out or HERE / "runs" / default_name(run))
     own = asdict(ppo_settings) if run.method == "ppo" else {}
     state = open_run(out, asdict(run), asdict(settings) | own, run.resume)
-    ppo_state = ppo.PPO(model, ppo_settings).to(device) if run.method == "ppo" else None
+    ppo_state = ppo.PPO(model, ppo_settings).to(model.device) if run.method == "ppo" else None
     settings, objective = aim_of(run, model, tokenizer, settings, ppo_state)
     optimizer, scheduler = make_optimizer(model, ppo_state, settings)
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler} | ({"ppo": ppo_state} if ppo_state else {})
@@ -334,7 +350,8 @@ def train(run: Run, settings: hir.Settings, ppo_settings: ppo.PPOSettings) -> di
         )
     size = sum(p.numel() for p in model.parameters())
     say(f"{run.method} on {', '.join(tasks)}")
-    say(f"{run.checkpoint}: {size:,} parameters on {device} in {dtype}, {distributed.world_size()} process(es)")
+    place = f"{model.device} in {model.compute_dtype}, {distributed.world_size()} process(es)"
+    say(f"{run.checkpoint}: {size:,} parameters on {place}")
     say(f"ready after {time.perf_counter() - begin:.1f} s; writes to {out}")
 
     for iteration in range(len(lines), (0 if run.method == "none" else run.iterations) + 1):
@@ -381,7 +398,11 @@ def say(text: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command. What is wrong with its input is one sentence on stderr and exit code 2."""
     try:
-        train(*parse_arguments(argv))
+        run, settings, ppo_settings = parse_arguments(argv)
+        if run.explain:
+            tell(run, settings)
+        else:
+            train(run, settings, ppo_settings)
     except (TaskError, CheckpointError, RunError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
