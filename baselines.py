@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from batching import Pair
-from bigbench_tasks import Example, answer_text
-from feedback import CORRECT
+from bigbench_tasks import Example, answer_text, wrong_options
+from feedback import CORRECT, WRONG
 from hir import Sample, Settings, relabel
 from model_t5 import Tokenizer
+
+LIST = "List all that the question tells."
 
 
 def supervised_settings(settings: Settings) -> Settings:
@@ -23,12 +25,18 @@ def supervised_settings(settings: Settings) -> Settings:
 def finetuning_pairs(examples: list[Example], tokenizer: Tokenizer, answers: str = "letters") -> list[Pair]:
     """Supervised fine-tuning: every question with its official answer under the instruction CORRECT.
 
-    answers: "letters", as in the task files, or "text", the right option written out.
+    answers: "letters", as in the task files, or "text", the right option written out. The embedded models learn more of
+    a question (pretrain.py): "states" is "text" and, under the instruction LIST, the state behind it; "wrong" is all of
+    that and, under WRONG, an option that is not right.
     """
     pairs = []
     for example in examples:
-        answer = answer_text(example) if answers == "text" else example.targets[0]
-        pairs.append(Pair(CORRECT, example.question, tuple(tokenizer.encode(answer))))
+        lessons = [(CORRECT, example.targets[0] if answers == "letters" else answer_text(example))]
+        if answers in ("states", "wrong") and example.state:
+            lessons.append((LIST, example.state))
+        if answers == "wrong" and example.options:
+            lessons.append((WRONG, random.Random(example.question).choice(wrong_options(example))))
+        pairs += [Pair(instruction, example.question, tuple(tokenizer.encode(text))) for instruction, text in lessons]
     return pairs
 
 

@@ -56,12 +56,14 @@ class Example:
     question: the text that stands between "Q: " and "\\nA:", options included.
     targets: every answer that counts, the official one first; a letter such as "(B)" where there are options.
     options: the texts of the options in the order of their letters; empty where the answer is free text.
+    state: what the answer hangs on, listed: an order, who holds what, a growing sum; some generated questions have it.
     """
 
     question: str
     targets: tuple[str, ...]
     options: tuple[str, ...] = ()
     task: str = ""
+    state: str = ""
 
 
 def expand(names: str) -> list[str]:
@@ -99,17 +101,18 @@ def _stem(entry: dict) -> str:
 
 def _example(task: str, entry: dict, rng: random.Random | None) -> Example:
     """The question for one entry of a task file; `rng` shuffles the options, None leaves them as they are."""
+    state = entry.get("state", "")
     if "target_scores" not in entry:
         targets = entry["target"] if isinstance(entry["target"], list) else [entry["target"]]
         targets = sorted(targets, key=lambda target: not target.isdigit())  # "3" before "three", as the authors have it
-        return Example(_stem(entry), tuple(targets), task=task)
+        return Example(_stem(entry), tuple(targets), task=task, state=state)
     options = list(entry["target_scores"])
     if rng:
         rng.shuffle(options)
     letters = {option: option_letter(i) for i, option in enumerate(options)}
     lines = [_stem(entry), "Options:", *(f"{letter} {option}" for option, letter in letters.items())]
     targets = tuple(letters[option] for option, score in entry["target_scores"].items() if score == 1)
-    return Example("\n".join(lines), targets, tuple(options), task)
+    return Example("\n".join(lines), targets, tuple(options), task, state)
 
 
 # ------------------------------------------------------------------ official examples
@@ -250,3 +253,8 @@ def answer_text(example: Example) -> str:
     """The official answer in words: the text of the right option where there are options, else the target."""
     right = (option for i, option in enumerate(example.options) if option_letter(i) in example.targets)
     return next(right, example.targets[0])
+
+
+def wrong_options(example: Example) -> list[str]:
+    """The texts of the options that are not right."""
+    return [option for i, option in enumerate(example.options) if option_letter(i) not in example.targets]

@@ -3,7 +3,8 @@
 Every generator draws a small state (an order, a table, a row of things), computes the answer from the state, and only
 then puts both into English. It returns one example in the format of a BIG-bench task file: `input`, and `target_scores`
 (option -> 1 if right) or `target`, with a `task_prefix` where the official file has one. Options come in a natural
-order; whoever turns the example into a question shuffles them.
+order; whoever turns the example into a question shuffles them. Where an answer hangs on a whole state (an order, who
+holds what, a sum that grows), `state` lists it.
 
 `level` makes easier relatives, so that a small model can climb from there to the task itself: None is the official task;
 from 0 to 1, sizes are drawn between the smallest sensible one and the official one, and what takes more than looking
@@ -14,7 +15,7 @@ import math
 from collections import namedtuple
 from datetime import date, timedelta
 from functools import cache, partial, reduce
-from itertools import pairwise, permutations, product
+from itertools import accumulate, pairwise, permutations, product
 from operator import and_
 
 
@@ -94,8 +95,9 @@ def tracking(rng, size: int, level: float | None) -> dict:
         when = "First" if turn == 0 else "Finally" if turn == swaps - 1 else "Then"
         text += f" {when}, {one} and {other} {story.swap}."
     asked = rng.choice(people)
-    scores = _scores(options, story.option.format(holds[asked]))
-    return {"input": f"{text} At the end of the {story.ending.format(asked)} ", "target_scores": scores}
+    scores, state = _scores(options, story.option.format(holds[asked])), ", ".join(holds[who] for who in people)
+    question = f"{text} At the end of the {story.ending.format(asked)} "
+    return {"input": question, "target_scores": scores, "state": state}
 
 
 # fmt: off
@@ -171,6 +173,7 @@ def logical_deduction(rng, size: int, level: float | None) -> dict:
         "order. The statements are logically consistent within each paragraph.\n\n",
         "input": f"{domain.opening.format(NUMBER[size])}: {_and([*map(domain.listed, names)])}. {' '.join(sentences)}",
         "target_scores": _scores((at(i, asked) for i in range(size)), at(order.index(asked), asked)),
+        "state": ", ".join(names[order.index(place)] for place in range(size)),
     }
 
 
@@ -192,12 +195,15 @@ def object_counting(rng, level: float | None) -> dict:
         i = rng.randrange(len(counts))
         counts[i] += counts[i] < 5
     entries = list(zip(counts, rng.sample(THINGS[kind], len(counts)), strict=True))
+    counted = {noun for _, noun in entries}
     if kind != "objects" and (len(counts) == 1 or rng.random() < 0.5):  # everything is an object
         entries += [(rng.choice((1, 1, 2)), noun) for noun in rng.sample(THINGS[other], rng.randint(1, 4))]
         rng.shuffle(entries)
     things = [_a(noun) if count == 1 else _counted(count, noun) for count, noun in entries]
     text = f"I have {_and(things, ', and ')}. How many {kind} do I have?"
-    return {"input": text, "target": [NUMBER[answer], str(answer)]}
+    sums = accumulate(count for count, noun in entries if noun in counted)
+    state = ", ".join(NUMBER[total] for total in sums)
+    return {"input": text, "target": [NUMBER[answer], str(answer)], "state": state}
 
 
 SHAPES = _names("circle heptagon hexagon kite line octagon pentagon rectangle sector triangle")

@@ -1,6 +1,7 @@
 """The methods that HIR is compared with: PPO's formulas against loops, what each method trains on, runs of the command."""
 
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,10 +13,12 @@ import baselines
 import hir
 import ppo
 import train
+from baselines import LIST
 from batching import Pair, group_by
-from bigbench_tasks import TASKS, generate
+from bigbench_tasks import TASKS, answer_text, generate
 from conftest import SHARED
-from feedback import CORRECT, is_correct
+from feedback import CORRECT, WRONG, is_correct
+from generators import DOMAINS, PEOPLE
 from model_t5 import T5, T5Config, Tokenizer, load_checkpoint
 from test_hir import HERE, metrics, run, without_seconds
 
@@ -151,6 +154,30 @@ def test_rollouts_equal_one_output_at_a_time(tiny, temperature):
     assert terms["policy"].item() == pytest.approx(
         -torch.cat([rollout.advantages for rollout in rollouts[12:30]]).mean().item(), abs=1e-3
     )
+
+
+def test_states_hold_the_answer_and_are_lessons_of_their_own(tiny):
+    _, tokenizer = tiny
+    for example in generate("logical_deduction_five_objects", 200, seed=3):
+        answer, listed = answer_text(example), example.state.split(", ")
+        ends = {place: i for domain in DOMAINS for place, i in ((domain.places[0], 0), (domain.places[3], -1))}
+        place = next((place for place in ends if re.search(rf"(the|finished) {place}\.$", answer)), None)
+        assert len(set(listed)) == 5 and (place is None or re.search(rf"\b{listed[ends[place]]} ", answer)), example
+    for example in generate("tracking_shuffled_objects_three_objects", 200, seed=3):
+        asked = re.search(r", (\w+) (?:has|gets|is)[^,]*$", example.question.split("\nOptions")[0])[1]
+        assert example.state.split(", ")[PEOPLE.index(asked)] in answer_text(example)
+    for example in generate("object_counting", 200, seed=3):
+        assert example.state.split(", ")[-1] in example.targets
+    pairs = baselines.finetuning_pairs(QUESTIONS, tokenizer, "wrong")
+    for pair in pairs:
+        (example,) = (e for e in QUESTIONS if e.question == pair.question)
+        output = tokenizer.decode(pair.tokens)
+        assert (
+            output == example.state
+            if pair.instruction == LIST
+            else is_correct(output, example) == (pair.instruction == CORRECT)
+        )
+    assert {pair.instruction for pair in pairs} == {CORRECT, WRONG, LIST}
 
 
 def test_farl_imitates_right_outputs_alone_and_nothing_when_there_are_none(tiny):
