@@ -21,7 +21,7 @@ from batching import Pair
 from checkpoints_io import replacing, write_file, write_json
 from model_t5 import T5, Tokenizer, save_checkpoint
 
-MAY_CHANGE = {"out", "resume", "device", "iterations"}  # in the middle of a run
+MAY_CHANGE = {"out", "resume", "device", "iterations", "compile", "gradient_checkpointing"}  # in the middle of a run
 SAMPLES_TO_READ = 20  # per iteration
 
 

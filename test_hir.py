@@ -385,7 +385,7 @@ def test_command_writes_a_run_and_resumes_it_to_the_bit(tiny_checkpoint, tmp_pat
     )
 
     assert run(*arguments, "--iterations", 1, "--out", tmp_path / "cut").returncode == 0
-    resumed = run(*arguments, "--iterations", 3, "--out", tmp_path / "cut", "--resume")
+    resumed = run(*arguments, "--iterations", 3, "--out", tmp_path / "cut", "--resume", "--gradient-checkpointing")
     assert resumed.returncode == 0, resumed.stderr
     assert without_seconds(metrics(tmp_path / "cut")) == without_seconds(lines)
     for name in ("model/model.safetensors", "samples.jsonl"):

@@ -6,6 +6,7 @@ The recipe of a run, from top to bottom: settings, questions, evaluation, the lo
 
 import argparse
 import contextlib
+import ctypes
 import math
 import random
 import sys
@@ -64,6 +65,7 @@ class Run:
         "auto", "arithmetic; auto: bfloat16 where the hardware has it", ("auto", "float32", "bfloat16")
     )
     compile: bool = setting(False, "fuse kernels with torch.compile: slower to start, then faster")
+    gradient_checkpointing: bool = setting(False, "compute blocks again in the backward pass, which saves memory")
     explain: bool = setting(False, "tell one iteration on a few questions step by step, and write nothing")
 
 
@@ -153,6 +155,19 @@ def choose_device(run: Run) -> tuple[torch.device, torch.dtype]:
     if run.dtype == "auto":
         return device, torch.bfloat16 if has_bfloat16 else torch.float32
     return device, getattr(torch, run.dtype)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep large blocks that are freed for the next one who asks, as GPU allocators do.
+
+    By default it gives them back to the operating system, which clears every page again when the next layer wants one.
+    Without glibc nothing happens.
+    """
+    mmap_max, trim_threshold = -4, -1  # the numbers of M_MMAP_MAX and M_TRIM_THRESHOLD in <malloc.h>
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, -1)
 
 
 # --- Questions --------------------------------------------------------------------------------------------------------
@@ -309,10 +324,19 @@ def learning_rate_factor(step: int, settings: hir.Settings) -> float:
 def load_model(run: Run) -> tuple[T5, Tokenizer]:
     """The checkpoint, on the device of this process."""
     device, dtype = choose_device(run)
+    if device.type == "cpu":
+        keep_freed_memory()
     distributed.start(device)
     model, tokenizer = load_checkpoint(checkpoint_path(run.checkpoint))
     model.compute_dtype = dtype
+    model.gradient_checkpointing = run.gradient_checkpointing
     return model.to(device), tokenizer
+
+
+def fuse_kernels(model: T5) -> None:
+    """--compile: each block by itself, so that equal ones share a compilation, for all batch sizes and lengths."""
+    for block in (*model.encoder.block, *model.decoder.block):
+        block.compile(dynamic=True)
 
 
 def tell(run: Run, settings: hir.Settings) -> None:
@@ -344,10 +368,7 @@ def train(run: Run, settings: hir.Settings, ppo_settings: ppo.PPOSettings) -> di
             part.load_state_dict(state[name])
         lines = state["lines"]
     if run.compile:
-        model.encode, model.decode = (
-            torch.compile(model.encode, dynamic=True),
-            torch.compile(model.decode, dynamic=True),
-        )
+        fuse_kernels(model)
     size = sum(p.numel() for p in model.parameters())
     say(f"{run.method} on {', '.join(tasks)}")
     place = f"{model.device} in {model.compute_dtype}, {distributed.world_size()} process(es)"

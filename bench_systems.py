@@ -1,0 +1,267 @@
+"""The systems that bench.py compares: each is a function that makes ready and returns another, a call of which is timed.
+
+All have the same weights, the same tokenizer and the same real questions, and go from text to text or from text to a
+changed model. t5-mini has its own weights, FLAN-T5's shapes random ones, written under runs/ at first use.
+"""
+
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import checkpoints_io
+import hir
+from baselines import finetuning_pairs, supervised_settings
+from batching import Pair, group_by, pad_rows
+from bigbench_tasks import Example, load
+from conftest import SHARED
+from model_t5 import T5, T5Config, Tokenizer, load_checkpoint, save_checkpoint
+from train import fuse_kernels, keep_freed_memory
+
+HERE = Path(__file__).resolve().parent
+FLAN = {"d_kv": 64, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+SHAPES = {
+    "small": T5Config(d_model=512, d_ff=1024, num_layers=8, num_heads=6, **FLAN),
+    "base": T5Config(d_model=768, d_ff=2048, num_layers=12, num_heads=12, **FLAN),
+    "large": T5Config(d_model=1024, d_ff=2816, num_layers=24, num_heads=16, **FLAN),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process measures."""
+
+    work: str  # a key of WORK
+    system: str  # a key of WORK[work]
+    shape: str  # "mini", or a key of SHAPES
+    dtype: str = "bfloat16"
+    questions: int = 16
+    samples: int = 4  # per question
+    temperature: float = 1.0
+    max_new_tokens: int = 8
+    source_length: int = 0  # of every question, cut or repeated; 0: as it is
+    micro_batch_size: int = 0  # with one, blocks are recomputed in the backward pass
+    compile: bool = False
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs a call draws, or learns."""
+        return self.questions * (1 if self.work == "supervised step" else self.samples)
+
+
+# --- What systems share -----------------------------------------------------------------------------------------------
+
+
+def folder(job: Job) -> Path:
+    """The checkpoint of a shape; one with random weights is written at first use."""
+    if job.shape == "mini":
+        return HERE / "checkpoints" / "t5-mini"
+    path = HERE / "runs" / f"bench-{job.shape}"
+    if not (path / "config.json").exists():
+        torch.manual_seed(0)
+        save_checkpoint(path, T5(SHAPES[job.shape]), Tokenizer(SHARED / "t5" / "spiece.model"))
+    return path
+
+
+def open_ours(job: Job) -> tuple[T5, Tokenizer]:
+    """Our model as a run has it."""
+    keep_freed_memory()
+    model, tokenizer = load_checkpoint(folder(job))
+    model.compute_dtype = getattr(torch, job.dtype)
+    model.gradient_checkpointing = job.micro_batch_size > 0
+    if job.compile:
+        fuse_kernels(model)
+    return model, tokenizer
+
+
+def open_transformers(job: Job, dtype: torch.dtype) -> tuple[torch.nn.Module, Tokenizer]:
+    """The peer's model with weights of this type, and our tokenizer."""
+    from transformers import T5ForConditionalGeneration
+
+    return T5ForConditionalGeneration.from_pretrained(folder(job), dtype=dtype).eval(), Tokenizer.load(folder(job))
+
+
+def examples(job: Job, tokenizer: Tokenizer) -> list[Example]:
+    """Real questions, of one length if the job asks for one."""
+    found = load("logical_deduction_three_objects", SHARED / "bigbench")[: job.questions]
+    if not job.source_length:
+        return found
+    length = job.source_length - len(tokenizer.encode(hir.prompt(hir.CORRECT, "")))
+    ids = [(tokenizer.encode(example.question)[:-1] * job.source_length)[:length] for example in found]
+    return [replace(example, question=tokenizer.decode(row)) for example, row in zip(found, ids, strict=True)]
+
+
+def prompts(job: Job, tokenizer: Tokenizer) -> list[str]:
+    """The source texts that are answered."""
+    return [hir.prompt(hir.CORRECT, example.question) for example in examples(job, tokenizer)]
+
+
+def relabeled(job: Job, tokenizer: Tokenizer) -> list[Pair]:
+    """What HIR trains on if each question was answered with each letter, and once in words: four pairs per question."""
+    samples = [
+        hir.Sample(example, output, output[:3] in example.targets)
+        for example in examples(job, tokenizer)
+        for output in ("(A)", "(B)", "(C)", f"(A) {example.options[0]}")
+    ]
+    return hir.relabel(samples, tokenizer, False, random.Random(0))
+
+
+def sources(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Tensor]:
+    """Texts as transformers takes them."""
+    input_ids, attention_mask = pad_rows([tokenizer.encode(t) for t in texts], tokenizer.pad_token_id, "cpu")
+    return {"input_ids": input_ids, "attention_mask": attention_mask.long()}
+
+
+def adamw(model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of all systems."""
+    return torch.optim.AdamW(model.train().parameters(), lr=1e-6, weight_decay=0.0, fused=True)
+
+
+def peer_step(model: torch.nn.Module, accumulate: Callable[[], float]) -> Callable[[], float]:
+    """A peer's gradient step, around what computes loss and gradient."""
+    optimizer = adamw(model)
+
+    def run() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = accumulate()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss
+
+    return run
+
+
+def our_step(model: T5, tokenizer: Tokenizer, groups: list[list[Pair]], settings: hir.Settings) -> Callable[[], float]:
+    """Our gradient step."""
+    optimizer, objective = adamw(model), hir.hir_objective(model, tokenizer, settings)
+    return lambda: hir.gradient_step(model, objective, groups, optimizer, settings)["supervised"]
+
+
+# --- The systems: each makes a function, a call of which is timed -----------------------------------------------------
+
+
+def sampling_ours(job: Job) -> Callable:
+    """hir.sample. All systems go from text to text."""
+    model, tokenizer = open_ours(job)
+    texts, how = prompts(job, tokenizer), (job.samples, job.temperature, job.max_new_tokens)
+    return lambda: hir.sample(model, tokenizer, texts, *how, torch.Generator().manual_seed(0))
+
+
+def sampling_transformers(job: Job) -> Callable:
+    """`generate`, with the weights in the type that is computed in."""
+    model, tokenizer = open_transformers(job, getattr(torch, job.dtype))
+    texts, eos = prompts(job, tokenizer), tokenizer.eos_token_id
+    drawing = {"do_sample": True, "top_k": 0} if job.temperature else {"do_sample": False}
+    how = {"num_return_sequences": job.samples, "max_new_tokens": job.max_new_tokens, "eos_token_id": eos} | drawing
+
+    @torch.no_grad()
+    def run() -> list[list[str]]:
+        answers = [tokenizer.decode(row) for row in model.generate(**sources(tokenizer, texts), **how).tolist()]
+        return [answers[i : i + job.samples] for i in range(0, len(answers), job.samples)]
+
+    return run
+
+
+def sampling_ctranslate2(job: Job) -> Callable:
+    """CTranslate2: its float32, or its int8 where the others compute in bfloat16."""
+    import ctranslate2
+
+    converted = HERE / "runs" / f"bench-{job.shape}-ctranslate2"
+    if not converted.exists():
+        scratch = converted.with_suffix(f".{os.getpid()}.part")
+        ctranslate2.converters.TransformersConverter(str(folder(job))).convert(str(scratch))
+        scratch.rename(converted)
+    threads = {"inter_threads": 1, "intra_threads": torch.get_num_threads()}
+    kind = "float32" if job.dtype == "float32" else "int8"
+    engine, tokenizer = (
+        ctranslate2.Translator(str(converted), compute_type=kind, **threads),
+        Tokenizer.load(folder(job)),
+    )
+    texts, pieces = prompts(job, tokenizer), tokenizer.pieces
+    how = {"num_hypotheses": job.samples, "sampling_topk": 0 if job.temperature else 1}
+
+    def run() -> list[list[str]]:
+        tokens = [[pieces.id_to_piece(i) for i in tokenizer.encode(text)] for text in texts]
+        results = engine.translate_batch(tokens, beam_size=1, max_decoding_length=job.max_new_tokens, **how)
+        return [[pieces.decode(output) for output in result.hypotheses] for result in results]
+
+    return run
+
+
+def supervised_ours(job: Job) -> Callable:
+    """A gradient step on the right answers."""
+    model, tokenizer = open_ours(job)
+    groups = [[pair] for pair in finetuning_pairs(examples(job, tokenizer), tokenizer)]
+    return our_step(model, tokenizer, groups, supervised_settings(hir.Settings(label_smoothing=0.0)))
+
+
+def supervised_transformers(job: Job) -> Callable:
+    """The same step with their model and loss, in autocast."""
+    model, tokenizer = open_transformers(job, torch.float32)
+    pairs = finetuning_pairs(examples(job, tokenizer), tokenizer)
+
+    def accumulate() -> float:
+        batch = sources(tokenizer, [hir.prompt(pair.instruction, pair.question) for pair in pairs])
+        labels = pad_rows([pair.tokens for pair in pairs], hir.IGNORE, "cpu")[0]
+        with torch.autocast("cpu", torch.bfloat16, enabled=job.dtype == "bfloat16"):
+            loss = model(**batch, labels=labels).loss
+        loss.backward()
+        return loss.item()
+
+    return peer_step(model, accumulate)
+
+
+def hir_ours(job: Job) -> Callable:
+    """A gradient step on L_final (Eq. 6)."""
+    model, tokenizer = open_ours(job)
+    groups = group_by(relabeled(job, tokenizer), key=lambda pair: pair.question)
+    return our_step(model, tokenizer, groups, hir.Settings(micro_batch_size=job.micro_batch_size))
+
+
+def hir_authors(job: Job) -> Callable:
+    """The authors' recipe for the same step: one output at a time, three forward passes each, bfloat16 weights.
+
+    One pass for L_supervise and the entropy, two for L_contrastive, which is smoothed as well; gradients accumulate.
+    """
+    model, tokenizer = open_transformers(job, getattr(torch, job.dtype))
+    pairs, smoothing, beta = relabeled(job, tokenizer), 0.2, 0.001
+
+    def accumulate() -> float:
+        total = 0.0
+        for pair in pairs:
+            other = hir.WRONG if pair.instruction == hir.CORRECT else hir.CORRECT
+            labels = torch.tensor([pair.tokens])
+            own, again, others = (
+                model(**sources(tokenizer, [hir.prompt(instruction, pair.question)]), labels=labels).logits.float()
+                for instruction in (pair.instruction, pair.instruction, other)
+            )
+            shares = torch.stack([-hir.supervised_loss(logits, labels) for logits in (again, others)]).log_softmax(0)
+            supervised = hir.supervised_loss(own, labels, smoothing)
+            contrastive = -(1 - smoothing) * shares[0] - smoothing * shares[1]
+            ((supervised + contrastive + beta * hir.entropy_loss(own, labels)) / len(pairs)).backward()
+            total += supervised.item() * len(pair.tokens)
+        return total / sum(len(pair.tokens) for pair in pairs)
+
+    return peer_step(model, accumulate)
+
+
+def limit(job: Job) -> Callable:
+    """The machine's own matrix product: the feed-forward layer's, for all source tokens of the questions."""
+    config, tokenizer = checkpoints_io.read_json(folder(job) / "config.json"), Tokenizer.load(folder(job))
+    tokens, dtype = sum(len(tokenizer.encode(text)) for text in prompts(job, tokenizer)), getattr(torch, job.dtype)
+    x, weight = (torch.randn(rows, config["d_model"], dtype=dtype) for rows in (tokens, config["d_ff"]))
+    return lambda: F.linear(x, weight)
+
+
+WORK = {
+    "sampling": {"ours": sampling_ours, "transformers": sampling_transformers, "CTranslate2": sampling_ctranslate2},
+    "supervised step": {"ours": supervised_ours, "transformers": supervised_transformers},
+    "HIR step": {"ours": hir_ours, "authors' recipe": hir_authors},
+}
+for systems in WORK.values():
+    systems["limit"] = limit
