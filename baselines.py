@@ -26,15 +26,15 @@ def finetuning_pairs(examples: list[Example], tokenizer: Tokenizer, answers: str
     """Supervised fine-tuning: every question with its official answer under the instruction CORRECT.
 
     answers: "letters", as in the task files, or "text", the right option written out. The embedded models learn more of
-    a question (pretrain.py): "states" is "text" and, under the instruction LIST, the state behind it; "wrong" is all of
-    that and, under WRONG, an option that is not right.
+    a question (pretrain.py): "lists" is, where there is one, the state behind it instead, under the instruction LIST;
+    "both" is text and list; "all" is both and, under WRONG, an option that is not right.
     """
     pairs = []
     for example in examples:
         lessons = [(CORRECT, example.targets[0] if answers == "letters" else answer_text(example))]
-        if answers in ("states", "wrong") and example.state:
-            lessons.append((LIST, example.state))
-        if answers == "wrong" and example.options:
+        if answers in ("lists", "both", "all") and example.state:
+            lessons = [*(lessons if answers != "lists" else ()), (LIST, example.state)]
+        if answers == "all" and example.options:
             lessons.append((WRONG, random.Random(example.question).choice(wrong_options(example))))
         pairs += [Pair(instruction, example.question, tuple(tokenizer.encode(text))) for instruction, text in lessons]
     return pairs

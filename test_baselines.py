@@ -168,7 +168,7 @@ def test_states_hold_the_answer_and_are_lessons_of_their_own(tiny):
         assert example.state.split(", ")[PEOPLE.index(asked)] in answer_text(example)
     for example in generate("object_counting", 200, seed=3):
         assert example.state.split(", ")[-1] in example.targets
-    pairs = baselines.finetuning_pairs(QUESTIONS, tokenizer, "wrong")
+    pairs = baselines.finetuning_pairs(QUESTIONS, tokenizer, "all")
     for pair in pairs:
         (example,) = (e for e in QUESTIONS if e.question == pair.question)
         output = tokenizer.decode(pair.tokens)

@@ -1,0 +1,44 @@
+"""The README names things that exist: files, functions, flags, settings."""
+
+import dataclasses
+import importlib
+import re
+from pathlib import Path
+
+import hir
+import train
+
+HERE = Path(__file__).resolve().parent
+README = (HERE / "README.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE)[1]
+
+
+def test_map_from_the_paper_names_what_exists():
+    spans = re.findall(r"`(\w+)\.(\w+)`", section("From the paper to the code"))
+    modules = {path.stem for path in HERE.glob("*.py")}
+    places = [(module, name) for module, name in spans if module in modules and name != "py"]
+    assert len(places) > 25
+    for module, name in places:
+        assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+    for equation, function in ((3, "supervised_loss"), (4, "contrastive_loss"), (5, "entropy_loss"), (6, "hir_loss")):
+        assert f"Eq. {equation}" in getattr(hir, function).__doc__, function
+        assert any(f"Eq. {equation}" in row and f"`hir.{function}`" in row for row in README.splitlines())
+
+
+def test_list_of_files_is_whole():
+    cells = re.findall(r"^\| (`.*?) \|", section("What lives where"), re.MULTILINE)
+    listed = {name for cell in cells for name in re.findall(r"`(.*?)`", cell)}
+    there = {path.name for path in HERE.glob("*.py") if not path.name.startswith("test_")}
+    assert there <= listed, f"not in the README's list of files: {there - listed}"
+    for name in listed:
+        assert list(HERE.glob(name.rstrip("/"))), f"the README lists {name}, which is not there"
+
+
+def test_flags_exist():
+    known = {f"--{f.name.replace('_', '-')}" for cls in (train.Run, hir.Settings) for f in dataclasses.fields(cls)}
+    for command in re.findall(r"^(?:python|torchrun).*?train\.py (.*?)$(?<!\\)", README.replace("\\\n", " "), re.M):
+        for flag in re.findall(r"--[\w-]+", command):
+            assert flag in known or flag.replace("--no-", "--") in known, flag
