@@ -1,12 +1,16 @@
 """The README names things that exist: files, functions, flags, settings."""
 
-import dataclasses
 import importlib
 import re
+from dataclasses import fields, replace
 from pathlib import Path
+
+import torch
 
 import hir
 import train
+from bench_systems import SHAPES
+from model_t5 import T5
 
 HERE = Path(__file__).resolve().parent
 README = (HERE / "README.md").read_text(encoding="utf-8")
@@ -38,7 +42,21 @@ def test_list_of_files_is_whole():
 
 
 def test_flags_exist():
-    known = {f"--{f.name.replace('_', '-')}" for cls in (train.Run, hir.Settings) for f in dataclasses.fields(cls)}
+    known = {f"--{f.name.replace('_', '-')}" for cls in (train.Run, hir.Settings) for f in fields(cls)}
     for command in re.findall(r"^(?:python|torchrun).*?train\.py (.*?)$(?<!\\)", README.replace("\\\n", " "), re.M):
         for flag in re.findall(r"--[\w-]+", command):
             assert flag in known or flag.replace("--no-", "--") in known, flag
+
+
+def test_memory_is_the_arithmetic_that_the_text_says():
+    rows = re.findall(r"^\| flan-t5-(\w+) \| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)
+    assert [name for name, *_ in rows] == ["small", "base", "large", "xl", "xxl"]
+    shapes = SHAPES | {
+        "xl": replace(SHAPES["large"], d_model=2048, d_ff=5120, num_heads=32),
+        "xxl": replace(SHAPES["large"], d_model=4096, d_ff=10240, num_heads=64),
+    }
+    for name, parameters, training, sampling in rows:
+        with torch.device("meta"):
+            count = sum(p.numel() for p in T5(shapes[name]).parameters())
+        assert count == int(parameters.replace(",", "")), name
+        assert (f"{18 * count / 2**30:.1f}", f"{6 * count / 2**30:.1f}") == (training, sampling), name
