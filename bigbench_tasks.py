@@ -43,6 +43,7 @@ TASKS = tuple(_DIRECTORY)
 BIGBENCH_URL = "https://raw.githubusercontent.com/google/BIG-bench/main/bigbench/benchmark_tasks"
 MAX_BYTES = 100_000_000
 MAX_OPTIONS = 1000
+MAX_LENGTH = 20_000  # characters of a question with its options, or of an answer; official ones have up to 900
 
 
 class TaskError(ValueError):
@@ -156,8 +157,8 @@ def _read(path: Path) -> list[dict]:
         raise TaskError(f'{path} has no list of "examples": put a BIG-bench task file there')
     prefixes = {field: content[field] for field in ("task_prefix", "example_input_prefix") if field in content}
     for field, prefix in prefixes.items():
-        if not isinstance(prefix, str):
-            raise TaskError(f'{path}: "{field}" is not a text: mend it or leave it out')
+        if not isinstance(prefix, str) or not _is_text(f".{prefix}"):
+            raise TaskError(f'{path}: "{field}" is not a text of a sensible length: mend it or leave it out')
     for number, entry in enumerate(content["examples"], start=1):
         problem = _problem(entry)
         if problem:
@@ -166,27 +167,32 @@ def _read(path: Path) -> list[dict]:
     return [prefixes | {field: entry[field] for field in fields if field in entry} for entry in content["examples"]]
 
 
+def _is_text(value) -> bool:
+    """Words of a sensible length. Lone surrogates are valid JSON, but no tokenizer takes them."""
+    if not isinstance(value, str) or len(value) > MAX_LENGTH:
+        return False
+    return value.strip() != "" and value.encode("utf-8", "replace").decode() == value
+
+
 def _problem(entry) -> str:
     """What is wrong with an entry of a task file, with its remedy; empty if nothing is."""
-
-    def is_text(value) -> bool:  # lone surrogates are valid JSON, but no tokenizer takes them
-        return isinstance(value, str) and value.strip() != "" and value.encode("utf-8", "replace").decode() == value
-
     if not isinstance(entry, dict):
         return "it is not an object: write {...} with input and target"
-    if not is_text(entry.get("input")):
-        return '"input" is not a text: write the question there'
+    if not _is_text(entry.get("input")):
+        return f'"input" is not a text of up to {MAX_LENGTH} characters: write the question there'
     if "target_scores" not in entry:
         targets = entry["target"] if isinstance(entry.get("target"), list) else [entry.get("target")]
-        good = targets and all(is_text(target) for target in targets)
-        return "" if good else '"target" is neither a text nor a list of texts: write the right answer there'
+        good = targets and all(_is_text(target) for target in targets)
+        return "" if good else '"target" is neither a short text nor a list of them: write the right answer there'
     scores = entry["target_scores"]
-    if not isinstance(scores, dict) or not all(is_text(option) for option in scores):
+    if isinstance(scores, dict) and len(scores) > MAX_OPTIONS:
+        return f'"target_scores" has {len(scores)} options: leave at most {MAX_OPTIONS}'
+    if not isinstance(scores, dict) or not all(_is_text(option) for option in scores):
         return '"target_scores" is not an object of options with scores: write {"option": 1, "other option": 0}'
     if not all(isinstance(score, int | float) for score in scores.values()):
         return '"target_scores" has a score that is not a number: write 1 for right and 0 for wrong'
-    if len(scores) > MAX_OPTIONS:
-        return f'"target_scores" has {len(scores)} options: leave at most {MAX_OPTIONS}'
+    if len(entry["input"]) + sum(map(len, scores)) > MAX_LENGTH:
+        return f"question and options have more than {MAX_LENGTH} characters: shorten them"
     return "" if 1 in scores.values() else '"target_scores" has no right option: give it the score 1'
 
 
@@ -214,9 +220,10 @@ def official_file(task: str) -> Path:
         beside.write_bytes(content)
         beside.replace(path)
     except OSError as error:
+        raise TaskError(f"cannot write {path} ({error.strerror}): set HIR_CACHE to another directory") from error
+    finally:
         with contextlib.suppress(OSError):
             beside.unlink()
-        raise TaskError(f"cannot write {path} ({error.strerror}): set HIR_CACHE to another directory") from error
     return path
 
 

@@ -5,6 +5,8 @@ tensors mean is not known here. Files come from strangers, so each is checked be
 with one becomes a `CheckpointError`: a single sentence with the file, the fault and, where it helps, the remedy.
 """
 
+import fcntl
+import hashlib
 import json
 import math
 import mmap
@@ -15,10 +17,10 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -27,7 +29,8 @@ from tqdm import tqdm
 # In order of preference. An index lists the files over which a large checkpoint is split.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+MAX_TEXT = 20_000_000  # bytes of a header, a configuration or a vocabulary; the largest T5 needs a twentieth
+MAX_COPIES = 8  # times the size of its file that a pickle's tensors may take; published ones repeat the embedding
 
 
 class CheckpointError(ValueError):
@@ -45,9 +48,11 @@ def read_json(path: Path) -> dict:
 def read_file(path: Path) -> bytes:
     """The bytes of a small file."""
     try:
-        return path.read_bytes()
+        if (size := path.stat().st_size) <= MAX_TEXT:
+            return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+    raise CheckpointError(f"{path}: has {size} bytes, too many for such a file; fetch it again.")
 
 
 def _parse_object(data: bytes, path: Path) -> dict:
@@ -102,7 +107,10 @@ def _read_index(path: Path) -> dict[str, str]:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: does not exist, though the index lists it; fetch it again.")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    try:
+        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -121,7 +129,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         # Copy-on-write: torch wants writable memory, the file must stay as it is.
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     start = 8 + int.from_bytes(data[:8], "little")
-    check(start - 8 <= MAX_HEADER and start <= size, f"says its header has {start - 8} bytes, of {size} in the file")
+    check(start - 8 <= MAX_TEXT and start <= size, f"says its header has {start - 8} bytes, of {size} in the file")
     header = _parse_object(bytes(data[8:start]), path)
     header.pop("__metadata__", None)
 
@@ -137,6 +145,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         check(isinstance(dtype, str) and dtype in DTYPES, f"{name} has dtype {dtype}, not one of {', '.join(DTYPES)}")
         check(
             isinstance(shape, list)
+            and len(shape) <= 8
             and all(type(n) is int and n >= 0 for n in (begin, stop, *shape))
             and 0 not in shape,
             f"{name} has the shape {shape} at the offsets {begin}, {stop}",
@@ -151,11 +160,23 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def load_pickle(path: Path, check_sums: bool = False) -> Any:
+    """What torch.save wrote. weights_only keeps the pickle from running code; but a damaged one can raise any exception."""
+    # Files from before torch 1.6 are no zip archives, and cannot be mapped.
+    if is_zip := zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:  # torch never compresses
+                raise ValueError("it is larger inside than outside")
+            if check_sums and (damaged := archive.testzip()):
+                raise ValueError(f"the sum of {damaged} is wrong")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """A `.bin` file: a pickled dictionary. weights_only keeps it from running code."""
+    """A `.bin` file: a pickled dictionary."""
+    size = path.stat().st_size
     try:
-        # Files from before torch 1.6 are no zip archives, and cannot be mapped.
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        tensors = load_pickle(path)
     except Exception as error:  # a damaged pickle can raise anything
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"{path}: is damaged or holds more than tensors ({reason}); fetch it again.") from error
@@ -165,12 +186,13 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.dtype not in DTYPES.values():
             kind = getattr(tensor, "dtype", type(tensor).__name__)
             raise CheckpointError(f"{path}: {name} is {kind}, not a dense tensor of {', '.join(DTYPES)}.")
+    if (total := sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())) > MAX_COPIES * size:
+        raise CheckpointError(f"{path}: its tensors claim {total} bytes, and the file has {size}; fetch it again.")
     return tensors
 
 
-@torch.no_grad()
-def copy_tensors(tensors: dict[str, Tensor], parameters: dict[str, Tensor], directory: Path) -> None:
-    """Fill each parameter from the tensor of its name and shape, and leave no tensor over. Numbers must be finite."""
+def check_fit(tensors: dict[str, Tensor], parameters: dict[str, Tensor], directory: Path) -> None:
+    """Each parameter must have a tensor of its name and shape, and no tensor be left over."""
     for name in sorted(parameters.keys() ^ tensors.keys()):
         problem = "is missing from the weights" if name in parameters else "in the weights has no place in the model"
         raise CheckpointError(f"{directory}: {name} {problem}; weights and config.json belong to different models.")
@@ -178,6 +200,12 @@ def copy_tensors(tensors: dict[str, Tensor], parameters: dict[str, Tensor], dire
         shape, expected = list(tensors[name].shape), list(parameter.shape)
         if shape != expected:
             raise CheckpointError(f"{directory}: {name} has the shape {shape}, where config.json asks for {expected}.")
+
+
+@torch.no_grad()
+def copy_tensors(tensors: dict[str, Tensor], parameters: dict[str, Tensor], directory: Path) -> None:
+    """Fill each parameter from the tensor of its name. Numbers must be finite."""
+    for name, parameter in parameters.items():
         parameter.copy_(tensors[name])
         if not parameter.isfinite().all():
             raise CheckpointError(f"{directory}: {name} holds numbers that are not finite; the weights are damaged.")
@@ -190,11 +218,18 @@ def copy_tensors(tensors: dict[str, Tensor], parameters: dict[str, Tensor], dire
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the name `path` when the block ends well, and vanishes when it does not.
 
-    Whenever the machine stops, `path` is the old file or the new one, whole.
+    Whenever the machine stops, `path` is the old file or the new one, whole. What a killed process has left beside it
+    is cleared away by the next one that writes there.
     """
+    for left in path.parent.glob(f".{path.name}.????????"):
+        with suppress(OSError), left.open("rb") as file:  # OSError: it is gone, or still being written
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
     descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -257,11 +292,14 @@ def find_checkpoint(path_or_name: str | os.PathLike) -> Path:
         if _is_whole(snapshot):
             return snapshot
     snapshot = cache / "snapshots" / "main"
-    snapshot.mkdir(parents=True, exist_ok=True)
-    _download_checkpoint(name, snapshot)
-    if not reference.exists():
-        reference.parent.mkdir(exist_ok=True)
-        write_file(reference, b"main")
+    try:
+        snapshot.mkdir(parents=True, exist_ok=True)
+        _download_checkpoint(name, snapshot)
+        if not reference.exists():
+            reference.parent.mkdir(exist_ok=True)
+            write_file(reference, b"main")
+    except OSError as error:
+        raise CheckpointError(f"{cache}: cannot be written ({error.strerror}); set HF_HOME elsewhere.") from error
     return snapshot
 
 
@@ -288,20 +326,35 @@ def _download_checkpoint(name: str, directory: Path) -> None:
                 raise CheckpointError(f"{name}: the hub lacks {part}, which {weights} lists.")
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirections. With the one to a large file the hub states the file's SHA-256 as X-Linked-ETag."""
+
+    sha256 = None
+
+    def redirect_request(self, request, response, code, message, headers, url):
+        etag = headers.get("X-Linked-ETag", "").strip('"')
+        self.sha256 = etag if re.fullmatch("[0-9a-f]{64}", etag) else self.sha256
+        return super().redirect_request(request, response, code, message, headers, url)
+
+
 def download(name: str, file: str, directory: Path) -> bool:
     """Fetch one file of a model into a directory, unless it is there. False: the hub has no such file."""
     path = directory / file
     if path.is_file():
         return True
     url = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{name}/resolve/main/{file}"
+    redirects, digest = _Redirects(), hashlib.sha256()
     try:
-        with urllib.request.urlopen(url, timeout=60) as response, replacing(path) as output:
+        with urllib.request.build_opener(redirects).open(url, timeout=60) as response, replacing(path) as output:
             length = response.headers["Content-Length"]
             with tqdm(desc=file, total=length and int(length), unit="B", unit_scale=True, leave=False) as bar:
                 while block := response.read(1 << 20):
+                    digest.update(block)
                     bar.update(output.write(block))
             if length and output.tell() != int(length):
                 raise OSError(f"the connection ended after {output.tell()} of {length} bytes")
+            if redirects.sha256 not in (None, digest.hexdigest()):
+                raise OSError("what came does not have the SHA-256 that the hub states")
         return True
     except urllib.error.HTTPError as error:
         if error.code == 404:

@@ -61,13 +61,14 @@ class T5Config:
             value, kind = getattr(self, field.name), field.type
             if type(value) is not kind and not (kind is float and type(value) is int):
                 raise ValueError(f"{field.name} is {value!r}, not of type {kind.__name__}")
-            may_be_zero = field.name.endswith(("_id", "_rate"))
-            if kind in (int, float) and not (0 < value < 1e9 or (may_be_zero and value == 0)):
+            may_be_zero, limit = field.name.endswith(("_id", "_rate")), 1e3 if "layers" in field.name else 1e6
+            if kind in (int, float) and not (0 < value < limit or (may_be_zero and value == 0)):
                 raise ValueError(f"{field.name} is {value!r}, out of range")
         if self.feed_forward_proj not in ("relu", "gated-gelu"):
             raise ValueError(f"feed_forward_proj is {self.feed_forward_proj!r}, not 'relu' or 'gated-gelu'")
-        if not self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate is {self.dropout_rate!r}, not below 1")
+        for name, limit in (("decoder_start_token_id", self.vocab_size), ("dropout_rate", 1)):
+            if not getattr(self, name) < limit:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, not below {limit}")
         if not 4 <= self.relative_attention_num_buckets < 2 * self.relative_attention_max_distance:
             raise ValueError("relative_attention_num_buckets is not between 4 and 2 relative_attention_max_distance")
 
@@ -395,15 +396,12 @@ def load_checkpoint(path_or_name: str | os.PathLike) -> tuple[T5, Tokenizer]:
     directory = checkpoints_io.find_checkpoint(path_or_name)
     config = _read_config(directory / "config.json")
     tokenizer = Tokenizer.load(directory)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise CheckpointError(
-            f"{directory}: spiece.model and extra_ids make {tokenizer.vocab_size} tokens, more than vocab_size "
-            f"{config.vocab_size} of config.json; the two belong to different models."
-        )
+    tokenizer.check_fit(config, directory)
     tensors = checkpoints_io.read_tensors(directory)
     _drop_copies(tensors, config, directory)
-    with torch.device("meta"):  # shapes alone: initial values would be overwritten
+    with torch.device("meta"):  # shapes alone: no memory is taken on the word of config.json
         model = T5(config)
+    checkpoints_io.check_fit(tensors, dict(model.named_parameters()), directory)
     model.to_empty(device="cpu")
     checkpoints_io.copy_tensors(tensors, dict(model.named_parameters()), directory)
     return model.eval(), tokenizer
@@ -414,17 +412,16 @@ def _read_config(path: Path) -> T5Config:
     for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"):
         if values.get(name) is None:
             raise CheckpointError(f"{path}: {name} is missing; a T5 checkpoint has it.")
-    known = {field.name for field in dataclasses.fields(T5Config)}
+    known = {field.name: values.get(field.name) for field in dataclasses.fields(T5Config)}
     try:
-        return T5Config(**{name: value for name, value in values.items() if name in known and value is not None})
+        return T5Config(**{name: value for name, value in known.items() if value is not None})
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}.") from error
 
 
 def _drop_copies(tensors: dict[str, Tensor], config: T5Config, directory: Path) -> None:
     """Leave each weight once: files may repeat the embedding under the names of those who use it."""
-    # In files of the original T5, though its model has no use for it.
-    tensors.pop("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", None)
+    tensors.pop("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", None)  # in old files
 
     def same(a: Tensor, b: Tensor) -> bool:
         return a.dtype == b.dtype and torch.equal(a, b)
@@ -440,11 +437,13 @@ def _drop_copies(tensors: dict[str, Tensor], config: T5Config, directory: Path) 
             config.tie_word_embeddings = False
 
 
-def save_checkpoint(directory: str | os.PathLike, model: T5, tokenizer: Tokenizer) -> None:
-    """Write what `load_checkpoint` and transformers read. Each file appears whole or not at all, config.json last."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    checkpoints_io.write_safetensors(directory / "model.safetensors", dict(model.named_parameters()))
+def save_checkpoint(directory: str | os.PathLike, model: T5, tokenizer: Tokenizer, state: dict | None = None) -> None:
+    """Write what `load_checkpoint` and transformers read. Each file appears whole or not at all, config.json last.
+
+    state: the model's state_dict, where the model itself has only a share of it.
+    """
+    (directory := Path(directory)).mkdir(parents=True, exist_ok=True)
+    checkpoints_io.write_safetensors(directory / "model.safetensors", state or model.state_dict())
     tokenizer.save(directory)
     kind = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}
     checkpoints_io.write_json(directory / "config.json", kind | dataclasses.asdict(model.config))

@@ -2,12 +2,15 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import sentencepiece
 
 import checkpoints_io
 from checkpoints_io import CheckpointError
+
+MAX_SPARE = 1000  # rows of the embedding beyond the vocabulary; published models have up to 127
 
 
 class Tokenizer:
@@ -19,12 +22,16 @@ class Tokenizer:
 
     def __init__(self, spiece_path: str | os.PathLike, extra_ids: int = 100):
         self.model_proto = checkpoints_io.read_file(Path(spiece_path))  # kept, to be written with a checkpoint
-        try:
-            self.pieces = sentencepiece.SentencePieceProcessor(model_proto=self.model_proto)
-        except RuntimeError:
-            self.pieces = None
-        if not self.model_proto or self.pieces is None or min(self.pieces.pad_id(), self.pieces.eos_id()) < 0:
-            raise CheckpointError(f"{spiece_path}: is no SentencePiece model with <pad> and </s>; fetch it again.")
+        complete = False
+        if self.model_proto:
+            with suppress(RuntimeError, UnicodeDecodeError):
+                self.pieces = pieces = sentencepiece.SentencePieceProcessor(model_proto=self.model_proto)
+                pieces.id_to_piece(list(range(pieces.get_piece_size())))  # each piece must be a text
+                complete = min(pieces.pad_id(), pieces.eos_id(), pieces.unk_id()) >= 0
+        if not complete:
+            raise CheckpointError(
+                f"{spiece_path}: is no SentencePiece model with <pad>, </s> and <unk>; fetch it again."
+            )
         self.extra_ids = extra_ids
         self.pad_token_id, self.eos_token_id = self.pieces.pad_id(), self.pieces.eos_id()
         special = {self.pieces.id_to_piece(i): i for i in (self.pad_token_id, self.eos_token_id, self.pieces.unk_id())}
@@ -36,9 +43,21 @@ class Tokenizer:
         """The tokenizer of a checkpoint."""
         options = directory / "tokenizer_config.json"  # which the oldest checkpoints lack
         extra_ids = checkpoints_io.read_json(options).get("extra_ids", 100) if options.is_file() else 100
-        if type(extra_ids) is not int or extra_ids < 0:
-            raise CheckpointError(f"{options}: extra_ids is {extra_ids!r}, not a count.")
+        if type(extra_ids) is not int or not 0 <= extra_ids <= 10_000:
+            raise CheckpointError(f"{options}: extra_ids is {extra_ids!r}, not a number between 0 and 10,000.")
         return cls(directory / "spiece.model", extra_ids)
+
+    def check_fit(self, config, directory: Path) -> None:
+        """Raise CheckpointError unless a model of this configuration (T5Config) means the same by its token ids."""
+        if not 0 <= config.vocab_size - self.vocab_size <= MAX_SPARE:
+            raise CheckpointError(
+                f"{directory}: spiece.model and extra_ids make {self.vocab_size} tokens, where vocab_size in config.json "
+                f"is {config.vocab_size}; the two belong to different models."
+            )
+        for name in ("pad_token_id", "eos_token_id"):
+            ours, theirs = getattr(self, name), getattr(config, name)
+            if ours != theirs:
+                raise CheckpointError(f"{directory}: {name} is {ours} in spiece.model and {theirs} in config.json.")
 
     def save(self, directory: Path) -> None:
         """Write what `load` and transformers read."""
