@@ -57,3 +57,8 @@ def pad_rows(rows: list[Sequence[int]], filler: int, device: torch.device) -> tu
     ids = torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows])
     mask = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
     return ids.to(device), mask.to(device)
+
+
+def until(last: int, tokens: list[int]) -> tuple[int, ...]:
+    """The tokens up to and with the first that equals `last`; all of them if none does."""
+    return tuple(tokens[: tokens.index(last) + 1] if last in tokens else tokens)

@@ -20,7 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import distributed
-from batching import Pair, chunks, group_by, make_batches, pad_rows, sizes
+import finite
+from batching import Pair, group_by, make_batches, pad_rows, sizes, until
 from bigbench_tasks import Example
 from feedback import CORRECT, WRONG, instruction_for, is_correct, may_become_correct
 from model_t5 import T5, Tokenizer
@@ -147,16 +148,14 @@ def sample_ids(
     model.eval()
     outputs = []
     mine = distributed.shard(by_length)
-    with tqdm(total=len(mine), desc=progress, leave=False, disable=_silent(progress)) as bar:
+    with distributed.whole(model), tqdm(total=len(mine), desc=progress, leave=False, disable=_silent(progress)) as bar:
         for i in range(0, len(mine), batch_size):
             batch = mine[i : i + batch_size]
             input_ids, attention_mask = pad_rows([sources[j] for j in batch], tokenizer.pad_token_id, model.device)
             with model.autocast():
                 ids = generate(model, input_ids, attention_mask, max_new_tokens, temperature, noise[batch])
-            outputs += [
-                (j, [_until(tokenizer.eos_token_id, row) for row in rows])
-                for j, rows in zip(batch, ids.tolist(), strict=True)
-            ]
+            answers = [[until(tokenizer.eos_token_id, row) for row in rows] for rows in ids.tolist()]
+            outputs += zip(batch, answers, strict=True)
             bar.update(len(batch))
     model.train(was_training)
     answers = dict(distributed.gather(outputs))
@@ -392,55 +391,52 @@ def train_on(
     """Offline training: `train_epochs` passes over the relabeled pairs. Returns each term, averaged over the steps."""
     model.train(objective.dropout)
     groups = group_by(pairs, key=lambda p: p.question)
-    sums: dict[str, float] = {}
+    steps: list[dict[str, float] | None] = []
     size = settings.train_batch_size
     batches = [batch for _ in range(settings.train_epochs) for batch in make_batches(groups, size, rng)]
     for batch in tqdm(batches, desc="training", leave=False, disable=_silent("training")):
-        for name, value in gradient_step(model, objective, batch, optimizer, settings).items():
-            sums[name] = sums.get(name, 0.0) + value / len(batches)
-        scheduler.step()
-    return sums
+        steps.append(gradient_step(model, objective, batch, optimizer, settings))
+        if steps[-1]:
+            scheduler.step()
+        finite.check_steps(steps, len(batches), optimizer)
+    finite.check_weights(optimizer)
+    return finite.mean(steps)
 
 
 def gradient_step(
     model: T5, objective: Objective, groups: list[list[Pair]], optimizer: torch.optim.Optimizer, settings: Settings
-) -> dict[str, float]:
+) -> dict[str, float] | None:
     """One optimizer step on the objective over these groups of pairs. Returns its terms.
 
+    If a term or the gradient is not finite, nothing changes: the step is left out, its pairs are printed, None returned.
     Micro-batches and processes each take a part of the groups. A part's mean is weighted with its part of the tokens (of
     the outputs, for the contrastive term), so that the gradient is that of the whole batch, however it is cut.
     """
-    weights = objective.weights
-    num_tokens, num_outputs = sizes(groups)
-    mine = distributed.shard(sorted(groups, key=lambda group: len(group[0].question)))
+    weights, (num_tokens, num_outputs) = objective.weights, sizes(groups)
+    by_length = sorted(groups, key=lambda group: len(group[0].question))
     optimizer.zero_grad(set_to_none=True)
-    losses = torch.zeros(len(weights), device=model.device)
-    for part in chunks(mine, settings.micro_batch_size or len(groups)):
+    done = []
+    for part in distributed.rounds(by_length, settings.micro_batch_size or len(groups)):
         part_tokens, part_outputs = sizes(part)
         with model.autocast():
-            terms = objective.terms(part)
-        for name in terms:
-            terms[name] = terms[name] * (
-                part_outputs / num_outputs if name == "contrastive" else part_tokens / num_tokens
-            )
+            terms = objective.terms(part or groups[:1])  # who has nothing left keeps step, with weight 0
+        shares = {"contrastive": part_outputs / num_outputs}
+        terms = {name: term * shares.get(name, part_tokens / num_tokens) for name, term in terms.items()}
         sum(weights[name] * term for name, term in terms.items() if weights[name]).backward()
-        losses += torch.stack([terms[name].detach() if name in terms else losses.new_zeros(()) for name in weights])
+        zero = torch.zeros((), device=model.device)
+        done.append((part, torch.stack([terms[name].detach() if name in terms else zero for name in weights])))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     distributed.sum_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-    if torch.isfinite(norm):
-        optimizer.step()
-    else:  # the weights stay as they were
-        tqdm.write(f"Step left out: the gradient is not finite. First output of the batch: {groups[0][0]}")
-    return dict(zip(weights, distributed.sum_values(losses).tolist(), strict=True))
+    losses = distributed.sum_values(sum(values for _, values in done))
+    if not (losses.isfinite().all() and norm.item() < float("inf")):  # alike in all processes
+        finite.show(done, groups)
+        return None
+    optimizer.step()
+    return dict(zip(weights, losses.tolist(), strict=True))
 
 
 # --- Helpers ----------------------------------------------------------------------------------------------------------
-
-
-def _until(last: int, tokens: list[int]) -> tuple[int, ...]:
-    """The tokens up to and with the first that equals `last`; all of them if none does."""
-    return tuple(tokens[: tokens.index(last) + 1] if last in tokens else tokens)
 
 
 def _mean(values: Tensor) -> Tensor:
