@@ -20,15 +20,16 @@ from tqdm import tqdm
 
 import baselines
 import distributed
+import endings
 import explain
 import hir
 import ppo
 from batching import Pair
-from bigbench_tasks import Example, TaskError, expand, generate, load, split
+from bigbench_tasks import Example, expand, generate, load, split
 from feedback import CORRECT, WRONG, is_correct
 from hir import setting
-from model_t5 import T5, CheckpointError, Tokenizer, load_checkpoint
-from run_files import RunError, open_run, save_iteration
+from model_t5 import T5, Tokenizer, load_checkpoint
+from run_files import RunError, check_run, open_run, restore, save_iteration
 
 HERE = Path(__file__).resolve().parent
 
@@ -66,6 +67,7 @@ class Run:
     dtype: str = setting(
         "auto", "arithmetic; auto: bfloat16 where the hardware has it", ("auto", "float32", "bfloat16")
     )
+    shard_model: bool = setting(False, "split the model over the processes of torchrun: for flan-t5-xl and -xxl")
     compile: bool = setting(False, "fuse kernels with torch.compile: slower to start, then faster")
     gradient_checkpointing: bool = setting(False, "compute blocks again in the backward pass, which saves memory")
     explain: bool = setting(False, "tell one iteration on a few questions step by step, and write nothing")
@@ -123,6 +125,8 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[Run, hir.Settings, p
             parser.error(f"--{name.replace('_', '-')} is {getattr(ppo_settings, name)}; it must be at most 1")
     if run.method == "ppo" and settings.sampling_temperature == 0:
         parser.error("--sampling-temperature is 0; PPO needs outputs that are drawn at random")
+    if run.shard_model and (run.compile or run.method == "ppo" or not distributed.launched()):
+        parser.error("--shard-model needs torchrun, and goes neither with --compile nor with --method ppo")
     return run, settings, ppo_settings
 
 
@@ -329,7 +333,10 @@ def load_model(run: Run) -> tuple[T5, Tokenizer]:
     if device.type == "cpu":
         keep_freed_memory()
     distributed.start(device)
-    model, tokenizer = load_checkpoint(checkpoint_path(run.checkpoint))
+    with distributed.first_alone():
+        model, tokenizer = load_checkpoint(checkpoint_path(run.checkpoint))
+    if run.shard_model:
+        distributed.shard_model(model, device, dtype)
     model.compute_dtype = dtype
     model.gradient_checkpointing = run.gradient_checkpointing
     return model.to(device), tokenizer
@@ -354,21 +361,19 @@ def train(run: Run, settings: hir.Settings, ppo_settings: ppo.PPOSettings) -> di
     """A whole run (Algorithm 1). Returns the last line of metrics.jsonl."""
     begin = time.perf_counter()
     tasks = expand(run.task)
-    model, tokenizer = load_model(run)
-    tests = test_questions(run, tasks)
-    training_questions(run, tasks, iteration=1)  # what is wrong with the data is said before anything is written
     out = Path(run.out or HERE / "runs" / default_name(run))
-    own = asdict(ppo_settings) if run.method == "ppo" else {}
-    state = open_run(out, asdict(run), asdict(settings) | own, run.resume)
+    values = asdict(settings) | (asdict(ppo_settings) if run.method == "ppo" else {})
+    # What is wrong is said before long work begins or anything is written.
+    check_run(out, asdict(run), values, run.resume)
+    tests = test_questions(run, tasks)
+    training_questions(run, tasks, iteration=1)
+    model, tokenizer = load_model(run)
+    _lock = open_run(out, asdict(run), values, run.resume)  # held until this function is left
     ppo_state = ppo.PPO(model, ppo_settings).to(model.device) if run.method == "ppo" else None
     settings, objective = aim_of(run, model, tokenizer, settings, ppo_state)
     optimizer, scheduler = make_optimizer(model, ppo_state, settings)
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler} | ({"ppo": ppo_state} if ppo_state else {})
-    lines: list[dict] = []  # of metrics.jsonl
-    if state:
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        lines = state["lines"]
+    lines = restore(out, parts)  # of metrics.jsonl
     if run.compile:
         fuse_kernels(model)
     size = sum(p.numel() for p in model.parameters())
@@ -393,8 +398,7 @@ def train(run: Run, settings: hir.Settings, ppo_settings: ppo.PPOSettings) -> di
             shares = evaluate(model, tokenizer, tests, settings)
         lines.append(line | {"losses": losses, "seconds": seconds, "tasks": shares})
         say(report(lines[-1]))
-        if distributed.rank() == 0:
-            save_iteration(out, model, tokenizer, parts, lines, pairs)
+        save_iteration(out, model, tokenizer, parts, lines, pairs)
     say(table(lines[0], lines[-1]))
     return lines[-1]
 
@@ -418,20 +422,18 @@ def say(text: str) -> None:
         tqdm.write(text)
 
 
+def start(argv: list[str] | None) -> None:
+    """Do what the command line says."""
+    run, settings, ppo_settings = parse_arguments(argv)
+    if run.explain:
+        tell(run, settings)
+    else:
+        train(run, settings, ppo_settings)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """The command. What is wrong with its input is one sentence on stderr and exit code 2."""
-    try:
-        run, settings, ppo_settings = parse_arguments(argv)
-        if run.explain:
-            tell(run, settings)
-        else:
-            train(run, settings, ppo_settings)
-    except (TaskError, CheckpointError, RunError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    finally:
-        distributed.stop()
-    return 0
+    """The command. Its exit codes are those of endings.py."""
+    return endings.end_well(lambda: start(argv))
 
 
 if __name__ == "__main__":
