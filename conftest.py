@@ -1,14 +1,17 @@
-"""Where the tests find the official task files and T5's vocabulary.
+"""Where the tests find the official task files and T5's vocabulary, and where the long ones write what they measure.
 
-In the directory that HIR_SHARED names, else in ../shared, else in the cache, downloaded once with their sums checked.
+The files are in the directory that HIR_SHARED names, else in ../shared, else in the cache, downloaded once with their
+sums checked. HIR_THOROUGH=1 makes the tests of reliability long; only then are results written.
 """
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
 import bigbench_tasks
 import checkpoints_io
+import run_files
 
 SPIECE_SHA256 = "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86"
 
@@ -30,4 +33,13 @@ def find_shared() -> Path:
     return shared
 
 
+def record(what: str, **measured) -> None:
+    """Write a line of results/reliability.jsonl, in place of an earlier one about the same."""
+    if THOROUGH:
+        path = Path(__file__).resolve().parent / "results" / "reliability.jsonl"
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+        run_files.write_lines(path, [line for line in lines if line["what"] != what] + [{"what": what, **measured}])
+
+
 SHARED = find_shared()
+THOROUGH = "HIR_THOROUGH" in os.environ

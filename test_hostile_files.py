@@ -1,0 +1,369 @@
+"""Files made by an enemy, and outputs of any kind: each is taken or refused in one sentence, and nothing else happens."""
+
+import contextlib
+import copy
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+import checkpoints_io
+import hir
+import run_files
+from bigbench_tasks import TASKS, Example, TaskError, generate, load
+from checkpoints_io import CheckpointError
+from conftest import THOROUGH, record
+from feedback import CORRECT, WRONG, is_correct, may_become_correct
+from model_t5 import load_checkpoint
+from test_reliability import write_model
+
+CASES = 10_000 if THOROUGH else 240
+
+
+@contextlib.contextmanager
+def little_memory():
+    """No more than a gigabyte on top of what the process has: what asks for more fails."""
+    if sys.platform != "linux":
+        yield
+        return
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + (1 << 30), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+class Bomb:
+    """A pickle that would make a file."""
+
+    def __init__(self, call, *arguments):
+        self.parts = call, arguments
+
+    def __reduce__(self):
+        return self.parts
+
+
+def bombs(marker):
+    """Pickled calls that leave `marker` behind if they are made."""
+    code = f"open({str(marker)!r}, 'w')"
+    return [
+        Bomb(Path.touch, marker), Bomb(os.system, f"touch {marker}"), Bomb(eval, code), Bomb(exec, code),
+        Bomb(open, str(marker), "w"), Bomb(subprocess.Popen, ["touch", str(marker)]),
+        Bomb(torch.save, torch.ones(1), str(marker)),
+    ]  # fmt: skip
+
+
+@dataclass(repr=False)
+class Forms:
+    """A small checkpoint in three forms, as file name -> bytes; its tensors; what it loads as; a directory for the damaged."""
+
+    plain: dict
+    pickled: dict
+    split: dict
+    tensors: dict
+    loaded: tuple
+    place: Path
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory):
+    place = tmp_path_factory.mktemp("forms")
+    sizes = {"d_model": 8, "d_kv": 2, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    plain = {path.name: path.read_bytes() for path in write_model(place / "plain", **sizes).iterdir()}
+    rest = {name: data for name, data in plain.items() if name != "model.safetensors"}
+    tensors = {k: v.clone() for k, v in checkpoints_io.read_tensors(place / "plain").items()}
+    halves = [dict(list(tensors.items())[i::2]) for i in range(2)]
+    for i, half in enumerate(halves):
+        checkpoints_io.write_safetensors(place / f"half{i}.safetensors", half)
+    weight_map = {name: f"half{i}.safetensors" for i, half in enumerate(halves) for name in half}
+    split = {f"half{i}.safetensors": (place / f"half{i}.safetensors").read_bytes() for i in range(2)}
+    split["model.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
+    loaded = load_checkpoint(place / "plain")
+    return Forms(plain, rest | {"pytorch_model.bin": saved(tensors)}, rest | split, tensors, loaded, place / "damaged")
+
+
+def saved(value, **how):
+    file = io.BytesIO()
+    torch.save(value, file, **how)
+    return file.getvalue()
+
+
+def load_files(files, directory):
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    for name, data in files.items():
+        (directory / name).write_bytes(data)
+    with little_memory():
+        return load_checkpoint(directory)
+
+
+def edited(data, **values):
+    return json.dumps(json.loads(data) | values).encode()
+
+
+def zipped(data):
+    """The same zip archive, but compressed, with 250 MB of zeros in it."""
+    file = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(data)) as old,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new,
+    ):
+        for name in old.namelist():
+            with new.open(name, "w", force_zip64=True) as entry:
+                entry.write(old.read(name))
+                for _ in range(8 * name.endswith("/0")):
+                    entry.write(bytes(1 << 25))
+    return file.getvalue()
+
+
+def vast_pickles(tensors):
+    """Small files whose tensors are not: one number seen many times over, one weight under many names, a compressed one."""
+    name = "decoder.final_layer_norm.weight"
+    everywhere = {f"encoder.block.{i}.layer.0.layer_norm.weight": tensors["shared.weight"] for i in range(100_000)}
+    return [saved(tensors | {name: torch.ones(1).expand(1 << 40)}), saved(everywhere), zipped(saved(tensors))]
+
+
+def test_no_file_claims_more_than_it_holds(forms):
+    plain, pickled, place = forms.plain, forms.pickled, forms.place
+    config, options = plain["config.json"], plain["tokenizer_config.json"]
+    spiece = plain["spiece.model"].replace("▁the".encode(), b"\xff\xfe\xfdthe")
+    assert load_files(plain, place) and load_files(pickled, place)
+    files = [
+        plain | {"config.json": edited(config, num_layers=10**8)},
+        plain | {"config.json": edited(config, vocab_size=10**8, d_model=10**8)},
+        plain | {"config.json": edited(config, d_ff=10**8)},
+        plain | {"config.json": edited(config, num_layers=999, d_model=10**6 - 1, d_kv=10**6 - 1, num_heads=10**6 - 1)},
+        plain | {"config.json": edited(config, decoder_start_token_id=2048)},
+        plain | {"config.json": edited(config, eos_token_id=5)},
+        plain | {"config.json": bytes(30_000_000)},
+        plain | {"tokenizer_config.json": edited(options, extra_ids=10**9)},
+        plain | {"spiece.model": spiece},
+        plain | {"model.safetensors": (25_000_000).to_bytes(8, "little") + b" " * 25_000_000},
+        *(pickled | {"pytorch_model.bin": data} for data in vast_pickles(forms.tensors)),
+    ]
+    for number, damaged in enumerate(files):
+        with pytest.raises(CheckpointError) as error:
+            load_files(damaged, place)
+        assert str(place) in str(error.value), number
+    bigger = write_model(place.parent / "bigger", vocab_size=4096)
+    with pytest.raises(CheckpointError, match="2048 tokens"):  # a vocabulary of half the size would train, in gibberish
+        load_checkpoint(bigger)
+
+
+def test_a_long_task_file_is_refused(tmp_path):
+    path = tmp_path / "word_sorting" / "task.json"
+    path.parent.mkdir()
+    two_million = dict.fromkeys(range(2_000_000), 1)
+    good = {"input": "b a", "target": "a b"}
+    for bad in (
+        {"input": "?", "target_scores": two_million}, {"input": "x" * 20_001, "target": "x"},
+        {"input": "?", "target": "x" * 20_001}, {"input": "?", "target_scores": {"x" * 19_999: 1, "y": 0}},
+    ):  # fmt: skip
+        path.write_text(json.dumps({"examples": [good, bad]}))
+        with pytest.raises(TaskError, match=r"example 2: .*(options|characters|short)"), little_memory():
+            load("word_sorting", tmp_path)
+
+
+def test_a_damaged_or_hostile_state_is_refused(tmp_path):
+    layer = torch.nn.Linear(100, 100)
+    parts = {"model": layer, "optimizer": torch.optim.AdamW(layer.parameters())}
+    good = {name: part.state_dict() for name, part in parts.items()} | {"lines": [{"iteration": 0}]}
+    marker, path, state = tmp_path / "marker", tmp_path / "state.pt", saved(good)
+    flipped = bytearray(state)
+    flipped[len(state) // 2] ^= 1
+    other = torch.nn.Linear(9, 9).state_dict()
+    spoiled = {name: tensor * float("nan") for name, tensor in layer.state_dict().items()}
+    bad = [b"", state[:-100], state[: len(state) // 2], bytes(flipped), zipped(state), saved({"lines": []}), saved([1])]
+    bad += [saved(good | {"model": value}) for value in (*bombs(marker), other, spoiled)]
+    bad += [pickle.dumps(bomb) for bomb in bombs(marker)]
+    for data in bad:
+        path.write_bytes(data)
+        with pytest.raises(run_files.RunError, match=r"state\.pt cannot be resumed from"), little_memory():
+            run_files.restore(tmp_path, parts)
+    assert not marker.exists()
+    path.write_bytes(state)
+    assert run_files.restore(tmp_path, parts) == [{"iteration": 0}]
+    for config in (b"", b"[]", b'{"run": 3, "settings": 4}', b'{"run": {}}', None):
+        (tmp_path / "config.json").unlink(missing_ok=True)
+        if config is not None:
+            (tmp_path / "config.json").write_bytes(config)
+        with pytest.raises(run_files.RunError, match=r"config\.json is missing or damaged"):
+            run_files.check_run(tmp_path, {}, {}, resume=True)
+
+
+# --- The fuzzer -------------------------------------------------------------------------------------------------------
+
+
+def fuzz(share):
+    """A bounded number of cases: the same ones by default, ever different ones in the thorough tests."""
+    how = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+    return hypothesis_settings(max_examples=round(CASES * share), derandomize=not THOROUGH, **how)
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """What became of the cases, counted."""
+    counted = Counter()
+    yield counted
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform == "linux" else 1)
+    record(
+        "fuzzed checkpoints, task files and outputs; other errors than the intended ones fail the test",
+        **{"cases": counted.total(), **counted, "megabytes_the_process_held_at_most": round(most / 1e6)},
+    )
+
+
+NUMBERS = [-1, 0, 1, 2, 10**8, 2**31, 2**63, 10**30, 0.5, 1e308, float("nan"), float("inf")]
+TEXTS = ["", "..", "../x.bin", "/etc/passwd"]
+VALUES = st.recursive(
+    st.sampled_from([None, True, False, *NUMBERS, *TEXTS]) | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+def exchange(draw, tree):
+    """A JSON value in which one part, anywhere, is gone or another."""
+    if isinstance(tree, dict | list) and tree and draw(st.integers(0, 5)):
+        tree = copy.copy(tree)
+        key = draw(st.sampled_from(sorted(tree))) if isinstance(tree, dict) else draw(st.integers(0, len(tree) - 1))
+        if draw(st.integers(0, 5)):
+            tree[key] = exchange(draw, tree[key])
+        else:
+            del tree[key]
+        return tree
+    return draw(VALUES)
+
+
+def damage(draw, data):
+    """Bytes with up to three changes, insertions, repetitions or cuts; near the beginning, near the end, or anywhere."""
+    for _ in range(draw(st.sampled_from([1, 1, 2, 3]))):
+        at = min(draw(st.integers(0, 300) | st.integers(0, len(data)) | st.integers(0, len(data))), len(data))
+        at = draw(st.sampled_from([at, len(data) - at]))
+        length, piece = draw(st.integers(0, 50)), draw(st.binary(max_size=4))
+        change = draw(st.sampled_from(["overwrite", "overwrite", "overwrite", "insert", "delete", "repeat", "cut"]))
+        if change == "cut":
+            data = data[:at]
+        elif change == "repeat":
+            data = data[: at + length] + data[at:]
+        else:
+            after = {"delete": at + length, "overwrite": at + len(piece), "insert": at}[change]
+            data = data[:at] + (b"" if change == "delete" else piece) + data[after:]
+    return data
+
+
+def damage_header(draw, data):
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = exchange(draw, json.loads(data[8:end]))
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[end:]
+
+
+def damage_pickle(draw, tensors, marker):
+    """A pickle with something else in the place of a tensor, or of all of them."""
+    strange = st.sampled_from([
+        *bombs(marker), torch.ones(3, dtype=torch.int32), torch.ones(2, 2).to_sparse(), torch.ones(1).expand(10**9),
+        torch.empty(10**9, device="meta"), torch.full((8,), float("nan")), torch.ones(8, dtype=torch.complex64),
+        torch.nn.Parameter(torch.ones(8)), [torch.ones(8)], "text", None,
+    ])  # fmt: skip
+    name = draw(st.sampled_from(sorted(tensors)))
+    value = draw(
+        st.sampled_from([{**tensors, name: draw(strange)}, {**tensors, draw(st.text()): draw(strange)}, draw(strange)])
+    )
+    if draw(st.booleans()):
+        return saved(value, _use_new_zipfile_serialization=draw(st.booleans()))
+    return pickle.dumps(value)
+
+
+@fuzz(0.5)
+@given(st.data())
+def test_any_checkpoint_is_loaded_or_refused(forms, outcomes, data):
+    place, marker = forms.place, forms.place.parent / "marker"
+    files = getattr(forms, data.draw(st.sampled_from(["plain", "pickled", "split"])))
+    name = data.draw(st.sampled_from(sorted(files)))
+    content = files[name]
+    way = data.draw(st.sampled_from(["bytes", "structure"]))
+    if way == "bytes" or name == "spiece.model":
+        content = damage(data.draw, content)
+    elif name.endswith("json"):
+        content = json.dumps(exchange(data.draw, json.loads(content))).encode()
+    elif name.endswith("safetensors"):
+        content = damage_header(data.draw, content)
+    else:
+        content = damage_pickle(data.draw, forms.tensors, marker)
+    try:
+        model, tokenizer = load_files(files | {name: content}, place)
+        assert all(p.isfinite().all() for p in model.parameters())
+        hir.sample(model, tokenizer, ["Q: a b, (A) ü"], 2, 1.0, 3)
+        outcomes["checkpoints_loaded"] += 1
+    except CheckpointError as error:
+        assert str(place) in str(error)
+        outcomes["checkpoints_refused"] += 1
+    assert not marker.exists()
+
+
+GOOD = [
+    {"input": "Sort: b a", "target": ["a b"]}, {"input": "How many?", "target": ["2", "two"]},
+    {"input": "Which?", "target_scores": {"red": 0, "blue": 1}},
+]  # fmt: skip
+
+
+@fuzz(0.25)
+@given(st.data())
+def test_any_task_file_is_read_or_refused(forms, outcomes, data):
+    place = forms.place.parent / "tasks"
+    task = data.draw(st.sampled_from(["word_sorting", "object_counting"]))  # which are the names of their directories
+    tree = {"examples": GOOD, "task_prefix": "Do this.\n\n", "example_input_prefix": "Q: "}
+    tree |= {name: ["said elsewhere in such a file", {"or": 1}] for name in ("name", "description", "keywords")}
+    way = data.draw(st.sampled_from(["bytes", "structure", "both"]))
+    content = json.dumps(tree if way == "bytes" else exchange(data.draw, tree)).encode()
+    content = content if way == "structure" else damage(data.draw, content)
+    path = place / task / "task.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    try:
+        with little_memory():
+            examples = load(task, place, data.draw(st.sampled_from(["shuffled", "official"])))
+        outcomes["task_files_read"] += 1
+    except TaskError as error:
+        assert str(path) in str(error)
+        outcomes["task_files_refused"] += 1
+        return
+    for example in examples:
+        assert example.targets and all(isinstance(is_correct(target, example), bool) for target in example.targets)
+        hir.prompt(CORRECT, example.question).encode()
+
+
+@fuzz(0.25)
+@given(st.data())
+def test_any_output_is_judged_and_relabeled(forms, outcomes, data):
+    model, tokenizer = forms.loaded
+    ids = st.lists(st.integers(-10, 3000), max_size=12)
+    output = tokenizer.decode(data.draw(ids)) if data.draw(st.booleans()) else data.draw(st.text(max_size=40))
+    example = data.draw(st.sampled_from(EXAMPLES))
+    right = is_correct(output, example)
+    assert isinstance(right, bool) and isinstance(may_become_correct(output, example), bool)
+    pairs = hir.relabel([hir.Sample(example, output, right)], tokenizer, True, random.Random(0))
+    assert all(0 <= pair.start < len(pair.tokens) and pair.instruction in (CORRECT, WRONG) for pair in pairs)
+    assert pairs[0].instruction == (CORRECT if right else WRONG)
+    hir.make_batch(model, tokenizer, [pairs], hir.Settings())
+    outcomes["outputs_judged"] += 1
+
+
+EXAMPLES = [example for task in TASKS for example in generate(task, 3, seed=5)] + [Example("?", ("(A)",), (" .", "."))]
