@@ -25,9 +25,9 @@ def supervised_settings(settings: Settings) -> Settings:
 def finetuning_pairs(examples: list[Example], tokenizer: Tokenizer, answers: str = "letters") -> list[Pair]:
     """Supervised fine-tuning: every question with its official answer under the instruction CORRECT.
 
-    answers: "letters", as in the task files, or "text", the right option written out. The embedded models learn more of
-    a question (pretrain.py): "lists" is, where there is one, the state behind it instead, under the instruction LIST;
-    "both" is text and list; "all" is both and, under WRONG, an option that is not right.
+    answers: "letters", as in the task files, or "text", the right option written out. A model that is
+    trained from nothing can learn more of a question: "lists" is, where there is one, the state behind it instead, under
+    the instruction LIST; "both" is text and list; "all" is both and, under WRONG, an option that is not right.
     """
     pairs = []
     for example in examples:

@@ -67,9 +67,9 @@ def explain(
     after = log_probs(model, tokenizer, samples, settings)
     heading(f"5. One gradient step with learning rate {rate:g} later: log P of each answer under both instructions")
     print(f"   feedback  {ASKS_FOR[CORRECT]:19}{ASKS_FOR[WRONG]:19}answer")
-    told = {(s.example.question, s.output): row for s, *row in zip(samples, before, after, strict=True)}
-    for s in {(s.example.question, s.output): s for s in samples}.values():
-        changes = "  ".join(f"{b:6.2f} → {a:6.2f}" for b, a in zip(*told[s.example.question, s.output], strict=True))
+    different = {(row[0].example.question, row[0].output): row for row in zip(samples, before, after, strict=True)}
+    for s, *log_p in different.values():
+        changes = "  ".join(f"{b:6.2f} → {a:6.2f}" for b, a in zip(*log_p, strict=True))
         print(f"   {'right' if s.right else 'wrong'}     {changes}  {quoted(s.output)}")
 
 

@@ -349,12 +349,12 @@ def fuse_kernels(model: T5) -> None:
 
 
 def tell(run: Run, settings: hir.Settings) -> None:
-    """--explain: one iteration on `--questions` questions (4) of the first task, at the full learning rate."""
+    """--explain: one iteration on `--questions` questions of the first task, at the full learning rate."""
     model, tokenizer = load_model(run)
     examples = training_questions(run, expand(run.task)[:1], iteration=1)
     settings = replace(settings, warmup_steps=0)
     optimizer, scheduler = make_optimizer(model, None, settings)
-    explain.explain(model, tokenizer, examples[: run.questions], optimizer, scheduler, settings, run.seed)
+    explain.explain(model, tokenizer, examples, optimizer, scheduler, settings, run.seed)
 
 
 def train(run: Run, settings: hir.Settings, ppo_settings: ppo.PPOSettings) -> dict:
