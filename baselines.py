@@ -9,12 +9,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from batching import Pair
-from bigbench_tasks import Example, answer_text, wrong_options
+from bigbench_tasks import Example, answer_text, wrong_answer
 from feedback import CORRECT, WRONG
 from hir import Sample, Settings, relabel
 from model_t5 import Tokenizer
-
-LIST = "List all that the question tells."
 
 
 def supervised_settings(settings: Settings) -> Settings:
@@ -25,19 +23,37 @@ def supervised_settings(settings: Settings) -> Settings:
 def finetuning_pairs(examples: list[Example], tokenizer: Tokenizer, answers: str = "letters") -> list[Pair]:
     """Supervised fine-tuning: every question with its official answer under the instruction CORRECT.
 
-    answers: "letters", as in the task files, or "text", the right option written out. A model that is
-    trained from nothing can learn more of a question: "lists" is, where there is one, the state behind it instead, under
-    the instruction LIST; "both" is text and list; "all" is both and, under WRONG, an option that is not right.
+    answers: "letters", as in the task files; "text", the right option written out; "steps", the same behind the steps
+    that lead there, where a generated question has them; "mixed", what `mixed_answers` writes.
     """
     pairs = []
     for example in examples:
-        lessons = [(CORRECT, example.targets[0] if answers == "letters" else answer_text(example))]
-        if answers in ("lists", "both", "all") and example.state:
-            lessons = [*(lessons if answers != "lists" else ()), (LIST, example.state)]
-        if answers == "all" and example.options:
-            lessons.append((WRONG, random.Random(example.question).choice(wrong_options(example))))
+        if answers == "mixed":
+            rng = random.Random(example.question)
+            lessons = [(rng.choice((CORRECT, WRONG)), text) for text in mixed_answers(example, rng)]
+        else:
+            text = example.targets[0] if answers == "letters" else answer_text(example)
+            lessons = [(CORRECT, thought_through(example, text) if answers == "steps" else text)]
         pairs += [Pair(instruction, example.question, tuple(tokenizer.encode(text))) for instruction, text in lessons]
     return pairs
+
+
+def thought_through(example: Example, answer: str) -> str:
+    """`Bob, Eve, Eve. So the answer is red ball.`, or the answer alone if the question comes without steps."""
+    return f"{example.steps}. So the answer is {answer}" if example.steps else answer
+
+
+def mixed_answers(example: Example, rng: random.Random) -> list[str]:
+    """Answers of mixed quality, as in a corpus that nobody has sorted; the embedded models begin there.
+
+    One is given off the hand. Two questions of three have one that is thought through, too, of which one in three goes
+    wrong in its last step.
+    """
+    answers = [f"The answer is {answer_text(example)}"]
+    if rng.random() < 2 / 3:
+        answer = wrong_answer(example, rng) if rng.random() < 1 / 3 else answer_text(example)
+        answers.append(thought_through(example, answer))
+    return answers
 
 
 def farl_pairs(samples: Iterable[Sample], tokenizer: Tokenizer) -> list[Pair]:

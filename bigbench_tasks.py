@@ -57,14 +57,15 @@ class Example:
     question: the text that stands between "Q: " and "\\nA:", options included.
     targets: every answer that counts, the official one first; a letter such as "(B)" where there are options.
     options: the texts of the options in the order of their letters; empty where the answer is free text.
-    state: what the answer hangs on, listed: an order, who holds what, a growing sum; some generated questions have it.
+    steps: what leads to the answer, written down: an order, who held it before, a growing sum; some generated
+        questions have it.
     """
 
     question: str
     targets: tuple[str, ...]
     options: tuple[str, ...] = ()
     task: str = ""
-    state: str = ""
+    steps: str = ""
 
 
 def expand(names: str) -> list[str]:
@@ -102,18 +103,18 @@ def _stem(entry: dict) -> str:
 
 def _example(task: str, entry: dict, rng: random.Random | None) -> Example:
     """The question for one entry of a task file; `rng` shuffles the options, None leaves them as they are."""
-    state = entry.get("state", "")
+    steps = entry.get("steps", "")
     if "target_scores" not in entry:
         targets = entry["target"] if isinstance(entry["target"], list) else [entry["target"]]
         targets = sorted(targets, key=lambda target: not target.isdigit())  # "3" before "three", as the authors have it
-        return Example(_stem(entry), tuple(targets), task=task, state=state)
+        return Example(_stem(entry), tuple(targets), task=task, steps=steps)
     options = list(entry["target_scores"])
     if rng:
         rng.shuffle(options)
     letters = {option: option_letter(i) for i, option in enumerate(options)}
     lines = [_stem(entry), "Options:", *(f"{letter} {option}" for option, letter in letters.items())]
     targets = tuple(letters[option] for option, score in entry["target_scores"].items() if score == 1)
-    return Example("\n".join(lines), targets, tuple(options), task, state)
+    return Example("\n".join(lines), targets, tuple(options), task, steps)
 
 
 # ------------------------------------------------------------------ official examples
@@ -262,6 +263,13 @@ def answer_text(example: Example) -> str:
     return next(right, example.targets[0])
 
 
-def wrong_options(example: Example) -> list[str]:
-    """The texts of the options that are not right."""
-    return [option for i, option in enumerate(example.options) if option_letter(i) not in example.targets]
+def wrong_answer(example: Example, rng: random.Random) -> str:
+    """An answer in words that is not right: another option, a number that is one off, a list with two words exchanged."""
+    if example.options:
+        return rng.choice([o for i, o in enumerate(example.options) if option_letter(i) not in example.targets])
+    target = example.targets[0]
+    if target.isdigit():
+        return str(abs(int(target) + rng.choice((-1, 1))))
+    words = target.split()
+    i = rng.randrange(max(1, len(words) - 1))
+    return " ".join([*words[:i], *words[i : i + 2][::-1], *words[i + 2 :]])

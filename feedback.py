@@ -15,12 +15,17 @@ WRONG = "Solve the question with wrong answer."
 
 def is_correct(output: str, example: Example) -> bool:
     """R(o, p, q) of Sec. 4.2 under the instruction CORRECT: does this output answer the question? Never raises."""
-    return _scorer(example)(output, example)
+    return _scorer(example)(final_answer(output), example)
+
+
+def final_answer(output: str) -> str:
+    """What follows the last "the answer is" of an output that thinks aloud; an output without one is an answer itself."""
+    return re.split(r"(?i)\bthe answer is\b:?", output)[-1]
 
 
 def may_become_correct(beginning: str, example: Example) -> bool:
     """Is there a right answer that begins like this? Tells which part of a wrong output is still right."""
-    text = normalize(beginning)
+    text = normalize(final_answer(beginning))
     answers = [normalize(target) for target in example.targets]
     for letter, option in _lettered(example):
         if letter in example.targets:

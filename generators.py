@@ -3,8 +3,8 @@
 Every generator draws a small state (an order, a table, a row of things), computes the answer from the state, and only
 then puts both into English. It returns one example in the format of a BIG-bench task file: `input`, and `target_scores`
 (option -> 1 if right) or `target`, with a `task_prefix` where the official file has one. Options come in a natural
-order; whoever turns the example into a question shuffles them. Where an answer hangs on a whole state (an order, who
-holds what, a sum that grows), `state` lists it.
+order; whoever turns the example into a question shuffles them. Where an answer takes several steps, `steps` writes them
+down as one would on paper: an order, who had it before, a sum that grows.
 
 `level` makes easier relatives, so that a small model can climb from there to the task itself: None is the official task;
 from 0 to 1, sizes are drawn between the smallest sensible one and the official one, and what takes more than looking
@@ -89,15 +89,17 @@ def tracking(rng, size: int, level: float | None) -> dict:
     options = [story.option.format(thing) for thing in holds.values()]
     held = [f"{who} {story.holds.format(thing=it, a_thing=_a(it))}" for who, it in holds.items()]
     text = f"{_and(people)} are {story.opening}: {_and(held, ', and ')}. \n\n{story.progress}"
-    for turn in range(swaps):
-        one, other = rng.sample(people, 2)
+    pairs = [rng.sample(people, 2) for _ in range(swaps)]
+    for turn, (one, other) in enumerate(pairs):
         holds[one], holds[other] = holds[other], holds[one]
         when = "First" if turn == 0 else "Finally" if turn == swaps - 1 else "Then"
         text += f" {when}, {one} and {other} {story.swap}."
     asked = rng.choice(people)
-    scores, state = _scores(options, story.option.format(holds[asked])), ", ".join(holds[who] for who in people)
+    scores, had_by = _scores(options, story.option.format(holds[asked])), [asked]
+    for one, other in reversed(pairs):  # back to the start
+        had_by.append({one: other, other: one}.get(had_by[-1], had_by[-1]))
     question = f"{text} At the end of the {story.ending.format(asked)} "
-    return {"input": question, "target_scores": scores, "state": state}
+    return {"input": question, "target_scores": scores, "steps": ", ".join(had_by)}
 
 
 # fmt: off
@@ -173,7 +175,7 @@ def logical_deduction(rng, size: int, level: float | None) -> dict:
         "order. The statements are logically consistent within each paragraph.\n\n",
         "input": f"{domain.opening.format(NUMBER[size])}: {_and([*map(domain.listed, names)])}. {' '.join(sentences)}",
         "target_scores": _scores((at(i, asked) for i in range(size)), at(order.index(asked), asked)),
-        "state": ", ".join(names[order.index(place)] for place in range(size)),
+        "steps": ", ".join(names[order.index(place)] for place in range(size)),
     }
 
 
@@ -201,9 +203,10 @@ def object_counting(rng, level: float | None) -> dict:
         rng.shuffle(entries)
     things = [_a(noun) if count == 1 else _counted(count, noun) for count, noun in entries]
     text = f"I have {_and(things, ', and ')}. How many {kind} do I have?"
-    sums = accumulate(count for count, noun in entries if noun in counted)
-    state = ", ".join(NUMBER[total] for total in sums)
-    return {"input": text, "target": [NUMBER[answer], str(answer)], "state": state}
+    of_kind = [(count, thing) for (count, noun), thing in zip(entries, things, strict=True) if noun in counted]
+    sums = accumulate(count for count, _ in of_kind)
+    steps = ", ".join(f"{thing}: {NUMBER[total]}" for (_, thing), total in zip(of_kind, sums, strict=True))
+    return {"input": text, "target": [NUMBER[answer], str(answer)], "steps": steps}
 
 
 SHAPES = _names("circle heptagon hexagon kite line octagon pentagon rectangle sector triangle")
@@ -347,7 +350,8 @@ def date_understanding(rng, level: float | None) -> dict:
         other = _move(near.replace(day=min(near.day, 28)), **{rng.choice(("days", "months", "years")): step})
         options += [other] * (other not in options)
     dates = [f"{option:%m/%d/%Y}" for option in options]
-    return {"input": f"{text} What is the date {asked} in MM/DD/YYYY?", "target_scores": _scores(dates, dates[0])}
+    question = f"{text} What is the date {asked} in MM/DD/YYYY?"
+    return {"input": question, "target_scores": _scores(dates, dates[0]), "steps": f"Today is {today:%m/%d/%Y}"}
 
 
 PENGUINS = _names("Louis Bernard Vincent Gwen James Ada Felix Hugo Iris Karl Mabel Nora Oscar Pablo Rosa Sven Tilda")
@@ -399,6 +403,7 @@ def penguins_in_a_table(rng, level: float | None) -> dict:
         text += f"We then delete the penguin named {gone['name']} from the table.\n"
 
     topic, field = rng.choice(_names("which which number value sum")), rng.choice(list(COMPARED))
+    field = "age" if topic == "number" else field
     if topic == "which":
         answers, options = _which_penguin(penguins, field), [row["name"] for row in everyone]
     elif topic == "number":
@@ -415,7 +420,8 @@ def penguins_in_a_table(rng, level: float | None) -> dict:
         step, rank = rng.randint(1, max(1, total // 5)), rng.randrange(min(5, total))  # no sum below 1
         options = [total + (i - rank) * step for i in range(5)]
     question, answer = _balanced(rng, answers)
-    return {"task_prefix": prefix, "input": text + question, "target_scores": _scores(sorted(options), answer)}
+    scores, steps = _scores(sorted(options), answer), ", ".join(f"{row['name']} {row[field]}" for row in penguins)
+    return {"task_prefix": prefix, "input": text + question, "target_scores": scores, "steps": steps}
 
 
 COLORS = _names("""red orange yellow green blue brown magenta fuchsia mauve teal turquoise burgundy silver gold black
@@ -487,7 +493,9 @@ def reasoning_about_colored_objects(rng, level: float | None) -> dict:
     else:
         forms = [form for n in range(most + 1) for form in (str(n), NUMBER[n])]
         scores = _scores(forms, str(answer), NUMBER[answer])
-    return {"input": f"On the {surface}, {see} {_and(listed)}. {question}", "target_scores": scores}
+    steps = ", ".join(color for color, _ in things) if topic not in ("color", "yes/no", "remove") else ""
+    text = f"On the {surface}, {see} {_and(listed)}. {question}"
+    return {"input": text, "target_scores": scores, "steps": steps}
 
 
 # Forms of verbs, and words made of two others: neighbors in the alphabet are what makes sorting hard.

@@ -13,12 +13,11 @@ import baselines
 import hir
 import ppo
 import train
-from baselines import LIST
 from batching import Pair, group_by
 from bigbench_tasks import TASKS, answer_text, generate
 from conftest import SHARED
 from feedback import CORRECT, WRONG, is_correct
-from generators import DOMAINS, PEOPLE
+from generators import DOMAINS
 from model_t5 import T5, T5Config, Tokenizer, load_checkpoint
 from test_hir import HERE, metrics, run, without_seconds
 
@@ -156,28 +155,45 @@ def test_rollouts_equal_one_output_at_a_time(tiny, temperature):
     )
 
 
-def test_states_hold_the_answer_and_are_lessons_of_their_own(tiny):
-    _, tokenizer = tiny
+def test_steps_lead_to_the_answer():
     for example in generate("logical_deduction_five_objects", 200, seed=3):
-        answer, listed = answer_text(example), example.state.split(", ")
+        answer, listed = answer_text(example), example.steps.split(", ")
         ends = {place: i for domain in DOMAINS for place, i in ((domain.places[0], 0), (domain.places[3], -1))}
         place = next((place for place in ends if re.search(rf"(the|finished) {place}\.$", answer)), None)
         assert len(set(listed)) == 5 and (place is None or re.search(rf"\b{listed[ends[place]]} ", answer)), example
     for example in generate("tracking_shuffled_objects_three_objects", 200, seed=3):
-        asked = re.search(r", (\w+) (?:has|gets|is)[^,]*$", example.question.split("\nOptions")[0])[1]
-        assert example.state.split(", ")[PEOPLE.index(asked)] in answer_text(example)
+        begin = example.question[example.question.rindex(": ", 0, example.question.index("\n")) :].split(".")[0]
+        held = dict(re.findall(r"([A-Z]\w+) (?:has|gets|is playing|is dancing with) (?:an? )?([^,]+)", begin))
+        assert answer_text(example).rstrip(".") == held[example.steps.split(", ")[-1]]
     for example in generate("object_counting", 200, seed=3):
-        assert example.state.split(", ")[-1] in example.targets
-    pairs = baselines.finetuning_pairs(QUESTIONS, tokenizer, "all")
-    for pair in pairs:
-        (example,) = (e for e in QUESTIONS if e.question == pair.question)
-        output = tokenizer.decode(pair.tokens)
-        assert (
-            output == example.state
-            if pair.instruction == LIST
-            else is_correct(output, example) == (pair.instruction == CORRECT)
+        assert example.steps.split(": ")[-1] in example.targets
+
+
+def test_answers_to_learn_from(tiny):
+    _, tokenizer = tiny
+    for answers in ("letters", "text", "steps"):
+        pairs = baselines.finetuning_pairs(QUESTIONS, tokenizer, answers)
+        assert {pair.instruction for pair in pairs} == {CORRECT}
+        for pair, example in zip(pairs, QUESTIONS, strict=True):
+            assert is_correct(tokenizer.decode(pair.tokens), example)
+
+
+def test_mixed_answers_do_not_depend_on_the_instruction(tiny):
+    """Alike under both: right without steps; right two times in three with them."""
+    _, tokenizer = tiny
+    examples = generate("object_counting", 600, seed=5) + generate("logical_deduction_three_objects", 600, seed=5)
+    by_question = {example.question: example for example in examples}
+    right = {(kind, instruction): [] for kind in ("plain", "steps") for instruction in (CORRECT, WRONG)}
+    for pair in baselines.finetuning_pairs(examples, tokenizer, "mixed"):
+        output, example = tokenizer.decode(pair.tokens), by_question[pair.question]
+        kind = "plain" if output.startswith("The answer is") else "steps"
+        right[kind, pair.instruction].append(is_correct(output, example))
+    for instruction in (CORRECT, WRONG):
+        assert all(right["plain", instruction]) and len(right["plain", instruction]) == pytest.approx(600, abs=75)
+        thought = right["steps", instruction]
+        assert len(thought) == pytest.approx(400, abs=75) and sum(thought) / len(thought) == pytest.approx(
+            2 / 3, abs=0.1
         )
-    assert {pair.instruction for pair in pairs} == {CORRECT, WRONG, LIST}
 
 
 def test_farl_imitates_right_outputs_alone_and_nothing_when_there_are_none(tiny):

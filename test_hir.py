@@ -99,6 +99,14 @@ def test_scorers_forgive_form_and_never_content():
         None,
     ]
     words = Example("?", ("apple pear",), task="word_sorting")
+    for output in (
+        "a cat: one, two dogs: three. So the answer is 11",
+        "Three? The answer is: eleven.",
+        "the answer is 3. No, the answer is 11",
+    ):
+        assert is_correct(output, count)
+    for output in ("11. The answer is 3", "The answer is", "The answers 11", "one, two, three"):
+        assert not is_correct(output, count)
     assert all(is_correct(output, words) for output in ("apple, pear", "Apple\npear.", "apple  pear"))
     assert not any(is_correct(output, words) for output in ("pear apple", "apple", "apple pear plum"))
     blood = Example("?", ("(B)",), ("B", "A"))  # a bare letter that is an option's text means that option
