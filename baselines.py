@@ -29,8 +29,7 @@ def finetuning_pairs(examples: list[Example], tokenizer: Tokenizer, answers: str
     pairs = []
     for example in examples:
         if answers == "mixed":
-            rng = random.Random(example.question)
-            lessons = [(rng.choice((CORRECT, WRONG)), text) for text in mixed_answers(example, rng)]
+            lessons = mixed_answers(example, random.Random(example.question))
         else:
             text = example.targets[0] if answers == "letters" else answer_text(example)
             lessons = [(CORRECT, thought_through(example, text) if answers == "steps" else text)]
@@ -43,17 +42,17 @@ def thought_through(example: Example, answer: str) -> str:
     return f"{example.steps}. So the answer is {answer}" if example.steps else answer
 
 
-def mixed_answers(example: Example, rng: random.Random) -> list[str]:
-    """Answers of mixed quality, as in a corpus that nobody has sorted; the embedded models begin there.
+def mixed_answers(example: Example, rng: random.Random) -> list[tuple[str, str]]:
+    """An instruction with answers of mixed quality, as in a corpus that nobody has sorted; the embedded models begin there.
 
-    One is given off the hand. Two questions of three have one that is thought through, too, of which one in three goes
-    wrong in its last step.
+    Two times in three the answers are what the instruction asks for. One is given off the hand, and of two questions in
+    three another is thought through.
     """
-    answers = [f"The answer is {answer_text(example)}"]
-    if rng.random() < 2 / 3:
-        answer = wrong_answer(example, rng) if rng.random() < 1 / 3 else answer_text(example)
-        answers.append(thought_through(example, answer))
-    return answers
+    instruction = rng.choice((CORRECT, WRONG))
+    right = (instruction == CORRECT) == (rng.random() < 2 / 3)
+    answer = answer_text(example) if right else wrong_answer(example, rng)
+    answers = [f"The answer is {answer}"] + [thought_through(example, answer)] * (rng.random() < 2 / 3)
+    return [(instruction, text) for text in answers]
 
 
 def farl_pairs(samples: Iterable[Sample], tokenizer: Tokenizer) -> list[Pair]:

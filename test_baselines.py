@@ -178,8 +178,7 @@ def test_answers_to_learn_from(tiny):
             assert is_correct(tokenizer.decode(pair.tokens), example)
 
 
-def test_mixed_answers_do_not_depend_on_the_instruction(tiny):
-    """Alike under both: right without steps; right two times in three with them."""
+def test_mixed_answers_are_what_was_asked_for_two_times_in_three(tiny):
     _, tokenizer = tiny
     examples = generate("object_counting", 600, seed=5) + generate("logical_deduction_three_objects", 600, seed=5)
     by_question = {example.question: example for example in examples}
@@ -188,12 +187,9 @@ def test_mixed_answers_do_not_depend_on_the_instruction(tiny):
         output, example = tokenizer.decode(pair.tokens), by_question[pair.question]
         kind = "plain" if output.startswith("The answer is") else "steps"
         right[kind, pair.instruction].append(is_correct(output, example))
-    for instruction in (CORRECT, WRONG):
-        assert all(right["plain", instruction]) and len(right["plain", instruction]) == pytest.approx(600, abs=75)
-        thought = right["steps", instruction]
-        assert len(thought) == pytest.approx(400, abs=75) and sum(thought) / len(thought) == pytest.approx(
-            2 / 3, abs=0.1
-        )
+    for (kind, instruction), answers in right.items():
+        assert len(answers) == pytest.approx(600 if kind == "plain" else 400, abs=75)
+        assert sum(answers) / len(answers) == pytest.approx(2 / 3 if instruction == CORRECT else 1 / 3, abs=0.08)
 
 
 def test_farl_imitates_right_outputs_alone_and_nothing_when_there_are_none(tiny):
