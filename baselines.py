@@ -45,11 +45,11 @@ def thought_through(example: Example, answer: str) -> str:
 def mixed_answers(example: Example, rng: random.Random) -> list[tuple[str, str]]:
     """An instruction with answers of mixed quality, as in a corpus that nobody has sorted; the embedded models begin there.
 
-    Two times in three the answers are what the instruction asks for. One is given off the hand, and of two questions in
+    Three times in four the answers are what the instruction asks for. One is given off the hand, and of two questions in
     three another is thought through.
     """
     instruction = rng.choice((CORRECT, WRONG))
-    right = (instruction == CORRECT) == (rng.random() < 2 / 3)
+    right = (instruction == CORRECT) == (rng.random() < 3 / 4)
     answer = answer_text(example) if right else wrong_answer(example, rng)
     answers = [f"The answer is {answer}"] + [thought_through(example, answer)] * (rng.random() < 2 / 3)
     return [(instruction, text) for text in answers]

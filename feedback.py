@@ -24,13 +24,16 @@ def final_answer(output: str) -> str:
 
 
 def may_become_correct(beginning: str, example: Example) -> bool:
-    """Is there a right answer that begins like this? Tells which part of a wrong output is still right."""
+    """Does a right answer begin like this? Tells which part of a wrong output is still right.
+
+    What comes before the answer itself, the steps of an output that thinks aloud, is judged by where it led: not here.
+    """
     text = normalize(final_answer(beginning))
     answers = [normalize(target) for target in example.targets]
     for letter, option in _lettered(example):
         if letter in example.targets:
             answers += [*_with_letter(letter, option), normalize(option)]
-    return any(answer.startswith(text) for answer in answers)
+    return text != "" and any(answer.startswith(text) for answer in answers)
 
 
 def instruction_for(right: bool) -> str:

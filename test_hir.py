@@ -58,7 +58,7 @@ def test_scorers_accept_every_official_answer_in_every_form_and_nothing_else(tas
             for answer in right:
                 for form in forms(answer):
                     assert is_correct(form, example), (form, example)
-                assert all(may_become_correct(answer[:i], example) for i in range(len(answer) + 1))
+                assert all(may_become_correct(answer[:i], example) for i in range(1, len(answer) + 1))
         for letter, option in letters.items():
             if letter not in example.targets:
                 assert not is_correct(letter, example) and not is_correct(option.upper(), example), (letter, example)
@@ -269,6 +269,10 @@ def test_relabeling_aligns_every_pair(tiny):
     for pair in endings:
         assert 0 < pair.start < len(pair.tokens) - 1
         assert any(pair.tokens[: pair.start] == other.tokens for other in beginnings)
+    # Steps before an answer are worth what the answer is worth.
+    choice = Example("?", ("(B)",), ("red", "blue"))
+    for steps, begins_rightly in (("Bob, Eve", False), ("Bob. The answer is ", False), ("Bob. The answer is b", True)):
+        assert may_become_correct(steps, choice) == begins_rightly
     # "(Z)" is wrong, but its parenthesis is not: a sub-output of a wrong answer that fulfils CORRECT.
     assert any(p.instruction == CORRECT and tokenizer.decode(p.tokens) == "(" for p in beginnings)
     _, whole_only = some_pairs(tokenizer, sub_output=False)
