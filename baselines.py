@@ -58,7 +58,7 @@ def mixed_answers(example: Example, rng: random.Random) -> list[tuple[str, str]]
 def farl_pairs(samples: Iterable[Sample], tokenizer: Tokenizer) -> list[Pair]:
     """Final-Answer RL: keep the samples with the right answer and imitate them; wrong ones teach nothing.
 
-    Equal samples count once and all hyperparameters are HIR's (Sec. A.1); parts of outputs are HIR's alone.
+    All hyperparameters are HIR's (Sec. A.1); parts of outputs are HIR's alone.
     """
     right = (sample for sample in samples if sample.right)
     return relabel(right, tokenizer, sub_output=False, rng=random.Random(0))

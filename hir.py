@@ -220,24 +220,19 @@ def relabel(samples: Iterable[Sample], tokenizer: Tokenizer, sub_output: bool, r
     appends it to the encoder's input). That is the state in which the next token will be chosen when the model samples,
     and all sub-outputs of a question can then share its encoding.
 
-    Equal pairs are kept once, as in the authors' code: what a peaked model says again and again counts no more than what
-    it says once, which keeps the rare right answer, or the rare wrong one, from being drowned.
+    Equal outputs all stay, as in Algorithm 1 (the authors' code drops them): how often the model says something is part
+    of what it is to learn from.
     """
-    pairs: dict[Pair, None] = {}  # a set that remembers the order, so that a run can be repeated
-    seen: set[tuple[str, str]] = set()
+    pairs = []
     for s in samples:
-        question = s.example.question
-        if (question, s.output) in seen:
-            continue
-        seen.add((question, s.output))
-        tokens = tuple(tokenizer.encode(s.output))  # ends in </s>
-        pairs[Pair(instruction_for(s.right), question, tokens)] = None
+        question, tokens = s.example.question, tuple(tokenizer.encode(s.output))  # ends in </s>
+        pairs.append(Pair(instruction_for(s.right), question, tokens))
         if sub_output and len(tokens) > 2:
             cut = rng.randrange(1, len(tokens) - 1)
             still_right = s.right or may_become_correct(tokenizer.decode(tokens[:cut]), s.example)
-            pairs[Pair(instruction_for(still_right), question, tokens[:cut])] = None
-            pairs[Pair(instruction_for(s.right), question, tokens, start=cut)] = None
-    return list(pairs)
+            pairs.append(Pair(instruction_for(still_right), question, tokens[:cut]))
+            pairs.append(Pair(instruction_for(s.right), question, tokens, start=cut))
+    return pairs
 
 
 # --- 3. The three objectives (Sec. 4.3) -------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ def test_mixed_answers_are_what_was_asked_for_three_times_in_four(tiny):
 def test_farl_imitates_right_outputs_alone_and_nothing_when_there_are_none(tiny):
     model, tokenizer = tiny
     answers = [(example, output) for example in QUESTIONS for output in (example.targets[0], "0 zebra")]
-    samples = [hir.Sample(example, output, is_correct(output, example)) for example, output in [*answers, *answers]]
+    samples = [hir.Sample(example, output, is_correct(output, example)) for example, output in answers]
     pairs = baselines.farl_pairs(samples, tokenizer)
     assert pairs == [Pair(CORRECT, e.question, tuple(tokenizer.encode(e.targets[0]))) for e in QUESTIONS]
     settings = baselines.supervised_settings(hir.Settings())

@@ -249,15 +249,14 @@ def some_pairs(tokenizer, sub_output=True):
 
 
 def test_relabeling_aligns_every_pair(tiny):
-    """Every output, and every part of one, stands under the instruction that it fulfils, once."""
+    """Every output, and every part of one, stands under the instruction that it fulfils."""
     _, tokenizer = tiny
     samples, pairs = some_pairs(tokenizer)
-    assert len(pairs) == len(set(pairs))
     by_question = {example.question: example for example in QUESTIONS}
     whole = [pair for pair in pairs if pair.start == 0 and pair.tokens[-1] == tokenizer.eos_token_id]
-    assert {(p.question, tokenizer.decode(p.tokens)) for p in whole} == {
+    assert [(p.question, tokenizer.decode(p.tokens)) for p in whole] == [
         (s.example.question, s.output) for s in samples
-    }
+    ]
     for pair in whole:
         right = is_correct(tokenizer.decode(pair.tokens), by_question[pair.question])
         assert pair.instruction == (CORRECT if right else WRONG)
