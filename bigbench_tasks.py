@@ -68,14 +68,21 @@ class Example:
     steps: str = ""
 
 
-def expand(names: str) -> list[str]:
-    """The tasks meant by a name, a family ("logical_deduction" is its three sizes), a list with commas, or "all"."""
+def expand(names: str, data: str | Path = "generated") -> list[str]:
+    """The tasks meant by a name, a family ("logical_deduction" is its three sizes), a list with commas, or "all".
+
+    Where `data` is a directory, the name of a directory in it with a task.json is a task, too.
+    """
     families = {directory.split("/")[0] for directory in _SHA256} - set(TASKS)
     chosen = []
     for name in (part.strip() for part in names.split(",")):
         found = [task for task in TASKS if name in ("all", task, _DIRECTORY[task].split("/")[0])]
+        found = found or [name] * (Path(name).name == name and _task_file(name, data).exists())
         if not found:
-            raise TaskError(f'there is no task "{name}": choose from {", ".join((*TASKS, *sorted(families)))}, or all')
+            raise TaskError(
+                f'there is no task "{name}": choose from {", ".join((*TASKS, *sorted(families)))}, or all, '
+                "or name a directory with a task.json in the directory that is the data"
+            )
         chosen += [task for task in found if task not in chosen]
     return chosen
 
@@ -123,17 +130,22 @@ def _example(task: str, entry: dict, rng: random.Random | None) -> Example:
 def load(task: str, data: str | Path, option_order: str = "shuffled", seed: int = 0) -> list[Example]:
     """The examples of a task file, in the order of the file.
 
+    task: one of TASKS, or, where data is a directory, one of your own: the name of a directory in it with a task.json.
     data: "official", or a directory laid out like BIG-bench's benchmark_tasks.
     option_order: "shuffled" (the order hangs on `seed` and the question, so it never changes) or "official".
     """
-    if task not in TASKS:
+    if task not in TASKS and data == "official":
         raise TaskError(f'there is no task "{task}": choose from {", ".join(TASKS)}')
     if option_order not in ("shuffled", "official"):
         raise TaskError(f'there is no option order "{option_order}": choose shuffled or official')
-    entries = _read(official_file(task) if data == "official" else Path(data) / _DIRECTORY[task] / "task.json")
+    entries = _read(official_file(task) if data == "official" else _task_file(task, data))
     if option_order == "official":
         return [_example(task, entry, None) for entry in entries]
     return [_example(task, entry, random.Random(f"{seed}/{_stem(entry)}")) for entry in entries]
+
+
+def _task_file(task: str, data: str | Path) -> Path:
+    return Path(data) / _DIRECTORY.get(task, task) / "task.json"
 
 
 def split(examples: list[Example], seed: int = 1) -> tuple[list[Example], list[Example]]:

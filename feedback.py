@@ -103,11 +103,15 @@ def _lettered(example: Example) -> list[tuple[str, str]]:
     return [(option_letter(i), option) for i, option in enumerate(example.options)]
 
 
+# The scorers of tasks that are not judged by the form of their answers alone; put those of your own tasks here.
+SCORERS: dict[str, Callable[[str, Example], bool]] = {"word_sorting": score_words}
+
+
 def _scorer(example: Example) -> Callable[[str, Example], bool]:
+    if example.task in SCORERS:
+        return SCORERS[example.task]
     if example.options:
         return score_choice
-    if example.task == "word_sorting":
-        return score_words
     if all(parse_number(target) is not None for target in example.targets):
         return score_number
     return score_text

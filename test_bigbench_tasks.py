@@ -401,6 +401,20 @@ def test_expand():
             expand(name)
 
 
+def test_a_task_of_one_s_own_is_a_directory_in_the_data(tmp_path):
+    (tmp_path / "rhymes").mkdir()
+    entry = {"input": "What rhymes with cat?", "target_scores": {"hat": 1, "dog": 0}}
+    (tmp_path / "rhymes" / "task.json").write_text(json.dumps({"examples": [entry]}))
+    assert expand("rhymes,word_sorting", tmp_path) == ["rhymes", "word_sorting"]
+    (example,) = load("rhymes", tmp_path)
+    assert example.task == "rhymes" and example.options["(A)(B)".index(example.targets[0]) // 3] == "hat"
+    for data in (tmp_path / "elsewhere", "generated", "official"):
+        with pytest.raises(TaskError, match="rhymes"):
+            expand("rhymes", data)
+    with pytest.raises(TaskError, match="no task"):
+        expand("../" + tmp_path.name + "/rhymes", tmp_path)
+
+
 GOOD = {"input": "Is it?", "target_scores": {"yes": 1, "no": 0}}
 BAD_FILES = {
     "not JSON": b"{", "not UTF-8": b'{"examples": "\xff"}', "too deep": b"[" * 200_000, "no object": b"[]",

@@ -349,7 +349,7 @@ def fuse_kernels(model: T5) -> None:
 def tell(run: Run, settings: hir.Settings) -> None:
     """--explain: one iteration on `--questions` questions of the first task, at the full learning rate."""
     model, tokenizer = load_model(run)
-    examples = training_questions(run, expand(run.task)[:1], iteration=1)
+    examples = training_questions(run, expand(run.task, run.data)[:1], iteration=1)
     settings = replace(settings, warmup_steps=0)
     optimizer, scheduler = make_optimizer(model, None, settings)
     explain.explain(model, tokenizer, examples, optimizer, scheduler, settings, run.seed)
@@ -358,7 +358,7 @@ def tell(run: Run, settings: hir.Settings) -> None:
 def train(run: Run, settings: hir.Settings, ppo_settings: ppo.PPOSettings) -> dict:
     """A whole run (Algorithm 1). Returns the last line of metrics.jsonl."""
     begin = time.perf_counter()
-    tasks = expand(run.task)
+    tasks = expand(run.task, run.data)
     out = Path(run.out or HERE / "runs" / default_name(run))
     values = asdict(settings) | (asdict(ppo_settings) if run.method == "ppo" else {})
     # What is wrong is said before long work begins or anything is written.
