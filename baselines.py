@@ -45,12 +45,12 @@ def thought_through(example: Example, answer: str) -> str:
 def mixed_answers(example: Example, rng: random.Random) -> list[tuple[str, str]]:
     """An instruction with answers of mixed quality, as in a corpus that nobody has sorted; the embedded models begin there.
 
-    One answer is given off the hand, which under CORRECT is right every other time, and wrong under WRONG. Of two questions
+    One answer is given off the hand, which under CORRECT is right one time in three, and wrong under WRONG. Of two questions
     in three there is another under CORRECT that is thought through, and right.
     """
     instruction = rng.choice((CORRECT, WRONG))
     right, wrong = answer_text(example), wrong_answer(example, rng)
-    off_hand = right if instruction == CORRECT and rng.random() < 1 / 2 else wrong
+    off_hand = right if instruction == CORRECT and rng.random() < 1 / 3 else wrong
     answers = [f"The answer is {off_hand}"]
     if instruction == CORRECT and rng.random() < 2 / 3:
         answers.append(thought_through(example, right))

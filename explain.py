@@ -78,12 +78,12 @@ def log_probs(
 ) -> list[tuple[float, float]]:
     """log P of each output under CORRECT and under WRONG, as `hir_loss` computes it for Eq. 4, summed over tokens."""
     pairs = [Pair(CORRECT, s.example.question, tuple(tokenizer.encode(s.output))) for s in samples]
-    groups = group_by(pairs, key=lambda pair: pair.question)  # of one size, so that no rows are filled up
+    groups = group_by(pairs, key=lambda pair: pair.question)
     both = replace(settings, alpha=1.0, contrastive="instructions")
     model.eval()
     with torch.no_grad(), model.autocast():
-        logits, labels, row = hir.score(model, hir.make_batch(model, tokenizer, groups, both))
-    means = hir.mean_log_probs(logits, labels, row, len(pairs)).tolist()
+        batch = hir.make_batch(model, tokenizer, groups, both)
+        means = hir.mean_log_probs(hir.score(model, batch), batch).tolist()
     return [
         (len(pair.tokens) * correct, len(pair.tokens) * wrong)
         for pair, (correct, wrong) in zip(pairs, means, strict=True)

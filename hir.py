@@ -5,8 +5,9 @@
     3. the three objectives (Sec. 4.3)   supervised_loss (Eq. 3), contrastive_loss (Eq. 4), entropy_loss (Eq. 5)
     4. offline training     (Sec. 4.3)   hir_loss (Eq. 6), train_on
 
-Letters in shapes: B questions, N samples or targets per question, R = B*N rows, S source length, T target length,
-K contexts (an instruction with a question) under which a target is scored, M target tokens in a batch, V vocabulary.
+Letters in shapes: B questions, N samples or outputs per question, R = B*N rows, S source length, T output length,
+K contexts (an instruction with a question) under which an output is scored, P pairs in a batch, M tokens to be learned
+of them, D hidden size, V vocabulary.
 """
 
 import random
@@ -274,18 +275,22 @@ def entropy_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """Targets and the contexts under which they are scored.
+    """Outputs, the contexts under which they are scored, and which of their tokens are learned.
 
-    There are G groups of N targets; the targets of a group are scored under the same K contexts, and a context is encoded
+    There are G groups of N outputs; the outputs of a group are scored under the same K contexts, and a context is encoded
     once. For "instructions" a group is a question, and its contexts are that question under CORRECT and under WRONG. For
-    "batch" all targets are one group, whose contexts are all those of the batch. With alpha = 0 a group has one context.
+    "batch" all outputs are one group, whose contexts are all those of the batch. With alpha = 0 a group has one context.
+
+    The decoder reads from left to right, so pairs that are equal, or parts of one output, share its pass through it.
     """
 
     input_ids: Tensor  # (K*G, S): the first context of every group, then the second of every group, ...
     attention_mask: Tensor  # (K*G, S)
     decoder_input_ids: Tensor  # (R, T), R = G*N
-    labels: Tensor  # (R, T), IGNORE on given prefixes and on padding
-    own: Tensor  # (R,), which of the K contexts a target belongs to
+    labels: Tensor  # (M,), the tokens to be learned, pair after pair
+    place: Tensor  # (M,), where in the flattened (R*T,) decoder states each of them is foretold
+    pair: Tensor  # (M,), the pair that each belongs to
+    own: Tensor  # (P,), which of the K contexts a pair belongs to
     num_contexts: int  # K
 
 
@@ -299,21 +304,34 @@ def make_batch(model: T5, tokenizer: Tokenizer, groups: list[list[Pair]], settin
     else:
         groups = [[pair for group in groups for pair in group]]
         contexts = [[context] for context in dict.fromkeys((p.instruction, p.question) for p in groups[0])]
-    num_targets = max(map(len, groups))
-    targets, labels, own = [], [], []
+    outputs = [whole_outputs(group) for group in groups]
+    num_outputs = max(map(len, outputs))
+    # Groups are filled up to one size with outputs of which nothing is learned.
+    rows = [output for group in outputs for output in group + [()] * (num_outputs - len(group))]
+    length = max(map(len, rows))
+    labels, place, pair, own = [], [], [], []
     for g, group in enumerate(groups):
         column = {row[g]: k for k, row in enumerate(contexts)}
-        # Groups are filled up to one size with targets that have nothing to learn.
-        filling = [()] * (num_targets - len(group))
-        targets += [pair.tokens for pair in group] + filling
-        labels += [(IGNORE,) * pair.start + pair.tokens[pair.start :] for pair in group] + filling
-        own += [column[pair.instruction, pair.question] for pair in group] + [0] * len(filling)
-    device, pad = model.device, tokenizer.pad_token_id
+        for p in group:
+            n = next(n for n, output in enumerate(outputs[g]) if output[: len(p.tokens)] == p.tokens)
+            labels += p.tokens[p.start :]
+            place += [(g * num_outputs + n) * length + t for t in range(p.start, len(p.tokens))]
+            pair += [len(own)] * (len(p.tokens) - p.start)
+            own.append(column[p.instruction, p.question])
     sources = [tokenizer.encode(prompt(*context)) for row in contexts for context in row]
-    input_ids, attention_mask = pad_rows(sources, pad, device)
-    decoder_input_ids = model.shift_right(pad_rows(targets, pad, device)[0])
-    labels, own = pad_rows(labels, IGNORE, device)[0], torch.tensor(own, device=device)
-    return Batch(input_ids, attention_mask, decoder_input_ids, labels, own, len(contexts))
+    input_ids, attention_mask = pad_rows(sources, tokenizer.pad_token_id, model.device)
+    decoder_input_ids = model.shift_right(pad_rows(rows, tokenizer.pad_token_id, model.device)[0])
+    flat = (torch.tensor(values, device=model.device) for values in (labels, place, pair, own))
+    return Batch(input_ids, attention_mask, decoder_input_ids, *flat, len(contexts))
+
+
+def whole_outputs(pairs: list[Pair]) -> list[tuple[int, ...]]:
+    """The different outputs that are not the beginning of another."""
+    whole: list[tuple[int, ...]] = []
+    for tokens in sorted(dict.fromkeys(pair.tokens for pair in pairs), key=len, reverse=True):
+        if all(tokens != longer[: len(tokens)] for longer in whole):
+            whole.append(tokens)
+    return whole
 
 
 def hir_loss(model: T5, batch: Batch, settings: Settings) -> dict[str, Tensor]:
@@ -321,39 +339,37 @@ def hir_loss(model: T5, batch: Batch, settings: Settings) -> dict[str, Tensor]:
 
     L_final = supervised + alpha * contrastive + beta * entropy.
     """
-    logits, labels, row = score(model, batch)  # (K, M, V), (M,), (M,)
-    own_logits = logits[batch.own[row], torch.arange(len(row), device=row.device)]  # (M, V)
-    losses = {"supervised": supervised_loss(own_logits, labels, settings.label_smoothing)}
+    logits = score(model, batch)  # (K, M, V)
+    own_logits = logits[batch.own[batch.pair], torch.arange(len(batch.pair), device=model.device)]  # (M, V)
+    losses = {"supervised": supervised_loss(own_logits, batch.labels, settings.label_smoothing)}
     if settings.alpha:
-        log_probs = mean_log_probs(logits, labels, row, len(batch.labels))  # (R, K)
-        filled = (batch.labels != IGNORE).any(dim=1)
-        losses["contrastive"] = contrastive_loss(log_probs[filled], batch.own[filled])
+        losses["contrastive"] = contrastive_loss(mean_log_probs(logits, batch), batch.own)
     if settings.beta:
-        losses["entropy"] = entropy_loss(own_logits, labels)
+        losses["entropy"] = entropy_loss(own_logits, batch.labels)
     return losses
 
 
-def score(model: T5, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (K, M, V) of all tokens to be learned under each context, the tokens (M,), and their targets' rows (M,)."""
+def score(model: T5, batch: Batch) -> Tensor:
+    """Logits (K, M, V) of the tokens to be learned, under each context."""
     memory = model.encode(batch.input_ids, batch.attention_mask)  # (K*G, S, D)
     decoder_input_ids = batch.decoder_input_ids.repeat(batch.num_contexts, 1)  # (K*R, T)
     hidden = model.decode(decoder_input_ids, memory, batch.attention_mask)  # (K*R, T, D)
-    learned = batch.labels != IGNORE  # (R, T): only these pay for the vocabulary
-    hidden = hidden.view(batch.num_contexts, *learned.shape, -1)[:, learned]  # (K, M, D)
-    return model.logits(hidden).float(), batch.labels[learned], learned.nonzero()[:, 0]
+    # Only what is learned pays for the vocabulary.
+    hidden = hidden.view(batch.num_contexts, -1, hidden.size(-1))[:, batch.place]  # (K, M, D)
+    return model.logits(hidden).float()
 
 
-def mean_log_probs(logits: Tensor, labels: Tensor, row: Tensor, num_rows: int) -> Tensor:
-    """log P(o_i | q_k, p_k) for Eq. 4: (K, M, V) logits of the tokens in `row` (M,) -> (R, K).
+def mean_log_probs(logits: Tensor, batch: Batch) -> Tensor:
+    """log P(o_i | q_k, p_k) for Eq. 4: the logits (K, M, V) of `score` -> (P, K).
 
     It is the mean over an output's tokens, as in the authors' code, not their sum: summed over a long output, the
     difference between two instructions saturates Eq. 4, and only short outputs would still be taught anything.
     """
     token_log_probs = -F.cross_entropy(
-        logits.transpose(1, 2), labels.expand(len(logits), -1), reduction="none"
+        logits.transpose(1, 2), batch.labels.expand(len(logits), -1), reduction="none"
     )  # (K, M)
-    total = token_log_probs.new_zeros(num_rows, len(logits)).index_add(0, row, token_log_probs.T)
-    return total / torch.bincount(row, minlength=num_rows).clamp(min=1)[:, None]
+    total = token_log_probs.new_zeros(len(batch.own), len(logits)).index_add(0, batch.pair, token_log_probs.T)
+    return total / torch.bincount(batch.pair, minlength=len(batch.own))[:, None]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 import distributed
 from batching import Pair, chunks, group_by
 from feedback import CORRECT
-from hir import IGNORE, Batch, Objective, Sample, Settings, entropy_loss, make_batch, setting
+from hir import Batch, Objective, Sample, Settings, entropy_loss, make_batch, setting
 from model_t5 import T5, Tokenizer
 
 # --- 1. What PPO keeps ------------------------------------------------------------------------------------------------
@@ -99,13 +99,12 @@ def look(model: T5, batch: Batch, temperature: float) -> tuple[Tensor, Tensor, T
     Detail: the logits are divided by the sampling temperature, as the probabilities are those that sampling used.
     Detail: the output layer works in float32. In bfloat16 a logit of 10 is off by 0.03, and so would the ratios be.
     """
-    learned = batch.labels != IGNORE  # (R, T)
     with model.autocast():
         memory = model.encode(batch.input_ids, batch.attention_mask)
-        hidden = model.decode(batch.decoder_input_ids, memory, batch.attention_mask)[learned]
+        hidden = model.decode(batch.decoder_input_ids, memory, batch.attention_mask).flatten(0, 1)[batch.place]
     with torch.autocast(hidden.device.type, enabled=False):
         logits = model.logits(hidden.float()) / temperature
-    return hidden, logits, -F.cross_entropy(logits, batch.labels[learned], reduction="none")
+    return hidden, logits, -F.cross_entropy(logits, batch.labels, reduction="none")
 
 
 @torch.no_grad()
@@ -230,7 +229,7 @@ def ppo_objective(policy: T5, ppo: PPO, tokenizer: Tokenizer, settings: Settings
         return {
             "policy": policy_loss(ratio, advantages, own.ppo_clip).mean(),
             "value": value_loss(ppo.values(hidden), old_values, returns, own.ppo_value_clip).mean(),
-            "entropy": entropy_loss(logits, batch.labels[batch.labels != IGNORE]),
+            "entropy": entropy_loss(logits, batch.labels),
             "ratio": ratio.mean(),
             "clip_share": ((ratio - 1).abs() > own.ppo_clip).float().mean(),
             "policy_kl": (ratio - 1 - log_ratio).mean(),  # from the policy that sampled; never negative, and unbiased

@@ -447,11 +447,13 @@ def test_bad_files(tmp_path, name):
 def test_bad_arguments(tmp_path, monkeypatch):
     with pytest.raises(TaskError, match="cannot read"):
         load("word_sorting", tmp_path)
+    with pytest.raises(TaskError, match="cannot read"):
+        load("sorting", BIGBENCH)
     monkeypatch.setattr(tasks, "MAX_BYTES", 100)
     with pytest.raises(TaskError, match="too large"):
         load("word_sorting", BIGBENCH)
     for call in (
-        lambda: load("sorting", BIGBENCH), lambda: load("word_sorting", BIGBENCH, option_order="random"),
+        lambda: load("sorting", "official"), lambda: load("word_sorting", BIGBENCH, option_order="random"),
         lambda: generate("sorting", 1, 0), lambda: generate("word_sorting", 1, 0, part="valid"),
     ):  # fmt: skip
         with pytest.raises(TaskError, match="choose"):
