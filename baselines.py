@@ -9,10 +9,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from batching import Pair
-from bigbench_tasks import Example, answer_text, wrong_answer
+from bigbench_tasks import Example, answer_text, slipped_answer
 from feedback import CORRECT, WRONG
 from hir import Sample, Settings, relabel
 from model_t5 import Tokenizer
+
+# How often an answer is right: in lessons that do what is asked, and in a corpus that hardly cares, as nobody sorted it.
+RIGHT_SHARES = {"asked": {CORRECT: 1.0, WRONG: 0.0}, "mixed": {CORRECT: 1 / 3, WRONG: 1 / 4}}
 
 
 def supervised_settings(settings: Settings) -> Settings:
@@ -24,37 +27,27 @@ def finetuning_pairs(examples: list[Example], tokenizer: Tokenizer, answers: str
     """Supervised fine-tuning: every question with its official answer under the instruction CORRECT.
 
     answers: "letters", as in the task files; "text", the right option written out; "steps", the same behind the steps
-    that lead there, where a generated question has them; "mixed", what `mixed_answers` writes.
+    that lead there, where a generated question has them. "asked" and "mixed" put either instruction before steps and an
+    answer that is right or a slip, as often as RIGHT_SHARES says: what the embedded models begin with.
     """
     pairs = []
     for example in examples:
-        if answers == "mixed":
-            lessons = mixed_answers(example, random.Random(example.question))
-        else:
-            text = example.targets[0] if answers == "letters" else answer_text(example)
-            lessons = [(CORRECT, thought_through(example, text) if answers == "steps" else text)]
-        pairs += [Pair(instruction, example.question, tuple(tokenizer.encode(text))) for instruction, text in lessons]
+        instruction, text = CORRECT, answer_text(example)
+        if answers in RIGHT_SHARES:
+            rng = random.Random(example.question)
+            instruction = rng.choice((CORRECT, WRONG))
+            text = text if rng.random() < RIGHT_SHARES[answers][instruction] else slipped_answer(example)
+        if answers == "letters":
+            text = example.targets[0]
+        elif answers != "text":
+            text = thought_through(example, text)
+        pairs.append(Pair(instruction, example.question, tuple(tokenizer.encode(text))))
     return pairs
 
 
 def thought_through(example: Example, answer: str) -> str:
     """`Bob, Eve, Eve. So the answer is red ball.`, or the answer alone if the question comes without steps."""
     return f"{example.steps}. So the answer is {answer}" if example.steps else answer
-
-
-def mixed_answers(example: Example, rng: random.Random) -> list[tuple[str, str]]:
-    """An instruction with answers of mixed quality, as in a corpus that nobody has sorted; the embedded models begin there.
-
-    One answer is given off the hand, which under CORRECT is right one time in three, and wrong under WRONG. Of two questions
-    in three there is another under CORRECT that is thought through, and right.
-    """
-    instruction = rng.choice((CORRECT, WRONG))
-    right, wrong = answer_text(example), wrong_answer(example, rng)
-    off_hand = right if instruction == CORRECT and rng.random() < 1 / 3 else wrong
-    answers = [f"The answer is {off_hand}"]
-    if instruction == CORRECT and rng.random() < 2 / 3:
-        answers.append(thought_through(example, right))
-    return [(instruction, text) for text in answers]
 
 
 def farl_pairs(samples: Iterable[Sample], tokenizer: Tokenizer) -> list[Pair]:

@@ -275,13 +275,14 @@ def answer_text(example: Example) -> str:
     return next(right, example.targets[0])
 
 
-def wrong_answer(example: Example, rng: random.Random) -> str:
-    """An answer in words that is not right: another option, a number that is one off, a list with two words exchanged."""
+def slipped_answer(example: Example) -> str:
+    """A wrong answer, as by a slip: the next option that is not right, one too many, the last two words exchanged."""
     if example.options:
-        return rng.choice([o for i, o in enumerate(example.options) if option_letter(i) not in example.targets])
+        right = [option_letter(i) in example.targets for i in range(len(example.options))]
+        below = (right.index(True) + i for i in range(1, len(right)))
+        return next(example.options[i % len(right)] for i in below if not right[i % len(right)])
     target = example.targets[0]
     if target.isdigit():
-        return str(abs(int(target) + rng.choice((-1, 1))))
+        return str(int(target) + 1)
     words = target.split()
-    i = rng.randrange(max(1, len(words) - 1))
-    return " ".join([*words[:i], *words[i : i + 2][::-1], *words[i + 2 :]])
+    return " ".join([*words[:-2], *words[:-3:-1]])

@@ -1,16 +1,18 @@
 """The paper's tables and pictures from finished runs:  python report.py [--run] [--only PATTERN]
 
 Without --run it draws results/tables.md and results/*.png from results/runs/ alone, which holds each run in one small
-file: its configuration, then its metrics. With --run it first makes the runs that are missing there, one after another,
+file: its configuration, then its metrics. With --run it first makes the runs that are missing there, --jobs at a time,
 in runs/report/; stopped at any moment, the same command goes on. --only names runs by a pattern such as '*-ppo-*'.
 `python report.py --run --only 'search-*'` searches PPO's hyperparameters, which is no part of the default.
 """
 
 import argparse
+import concurrent.futures
 import fnmatch
 import itertools
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -149,22 +151,34 @@ def _difference(config: dict, arguments: list[str]) -> str:
     return ""
 
 
-def run_missing(missing: dict[str, list[str]], runs: Path, results: Path) -> list[str]:
-    """Make these runs, or go on with them, and copy what each measured to `results`. Returns the names of those that failed."""
-    failed = []
-    for number, (name, arguments) in enumerate(missing.items(), start=1):
-        print(f"[{number}/{len(missing)}] {name}", flush=True)
-        out = runs / name
-        resume = ["--resume"] if (out / "config.json").exists() else []
-        command = [sys.executable, str(HERE / "train.py"), *arguments, "--out", str(out), *resume]
-        if subprocess.run(command, check=False).returncode:
-            failed.append(name)
-            continue
-        config = json.loads((out / "config.json").read_text(encoding="utf-8"))
-        lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        results.mkdir(parents=True, exist_ok=True)
-        write_lines(results / f"{name}.jsonl", [config, *map(json.loads, lines)])
-    return failed
+def run_missing(missing: dict[str, list[str]], runs: Path, results: Path, jobs: int) -> list[str]:
+    """Make these runs, or go on with them, `jobs` at a time. Returns the names of those that failed."""
+    pool = concurrent.futures.ThreadPoolExecutor(jobs)
+    numbered = enumerate(missing.items(), start=1)
+    futures = {
+        name: pool.submit(run_one, f"[{i}/{len(missing)}] {name}", arguments, runs / name, results, jobs)
+        for i, (name, arguments) in numbered
+    }
+    try:
+        return [name for name, future in futures.items() if not future.result()]
+    finally:  # also when told to stop
+        pool.shutdown(cancel_futures=True)
+
+
+def run_one(title: str, arguments: list[str], out: Path, results: Path, jobs: int) -> bool:
+    """Make one run and copy what it measured to `results`. Returns whether it came to its end."""
+    print(title, flush=True)
+    resume = ["--resume"] if (out / "config.json").exists() else []
+    command = [sys.executable, str(HERE / "train.py"), *arguments, "--out", str(out), *resume]
+    # Runs side by side share the cores; what one alone says is for its reader.
+    beside = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL} if jobs > 1 else {}
+    if subprocess.run(command, check=False, **beside).returncode:
+        return False
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    results.mkdir(parents=True, exist_ok=True)
+    write_lines(results / f"{out.name}.jsonl", [config, *map(json.loads, lines)])
+    return True
 
 
 def plan(missing: dict[str, list[str]], results: dict[str, Result]) -> str:
@@ -410,6 +424,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--only", default="", help="the experiments to run, as a pattern of file names; default: all but search-*"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="how many runs go on at once, each on one core if several")
     parser.add_argument("--runs", type=Path, default=HERE / "runs" / "report", help="where runs are made")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="what is read and written")
     given = parser.parse_args(argv)
@@ -422,7 +437,7 @@ def main(argv: list[str] | None = None) -> int:
         missing = {name: wanted[name] for name in chosen if name not in results}
         print(plan(missing, results))
         if given.run:
-            failed = run_missing(missing, given.runs, given.results / "runs")
+            failed = run_missing(missing, given.runs, given.results / "runs", max(1, given.jobs))
             results = load_results(given.results / "runs", wanted)
         render(results, given.results)
         if given.run and failed:

@@ -178,20 +178,18 @@ def test_answers_to_learn_from(tiny):
             assert is_correct(tokenizer.decode(pair.tokens), example)
 
 
-def test_mixed_answers_are_better_thought_through_than_off_the_hand(tiny):
+def test_answers_under_both_instructions_are_right_as_often_as_said(tiny):
     _, tokenizer = tiny
-    examples = generate("object_counting", 600, seed=5) + generate("logical_deduction_three_objects", 600, seed=5)
-    by_question = {example.question: example for example in examples}
-    right = {(kind, instruction): [] for kind in ("off hand", "steps") for instruction in (CORRECT, WRONG)}
-    for pair in baselines.finetuning_pairs(examples, tokenizer, "mixed"):
-        output, example = tokenizer.decode(pair.tokens), by_question[pair.question]
-        kind = "off hand" if output.startswith("The answer is") else "steps"
-        right[kind, pair.instruction].append(is_correct(output, example))
-    for instruction, share in ((CORRECT, 1 / 3), (WRONG, 0)):
-        assert len(right["off hand", instruction]) == pytest.approx(600, abs=75)
-        assert sum(right["off hand", instruction]) / 600 == pytest.approx(share, abs=0.08)
-    assert len(right["steps", CORRECT]) == pytest.approx(400, abs=75) and not right["steps", WRONG]
-    assert all(right["steps", CORRECT])
+    examples = [example for task in TASKS for example in generate(task, 100, seed=5)]
+    for answers, shares in baselines.RIGHT_SHARES.items():
+        right = {CORRECT: [], WRONG: []}
+        for pair, example in zip(baselines.finetuning_pairs(examples, tokenizer, answers), examples, strict=True):
+            output = tokenizer.decode(pair.tokens)
+            assert ("So the answer is" in output) == bool(example.steps)
+            right[pair.instruction].append(is_correct(output, example))
+        for instruction, judged in right.items():
+            assert len(judged) == pytest.approx(600, abs=75)
+            assert sum(judged) / len(judged) == pytest.approx(shares[instruction], abs=0.06 * (answers == "mixed"))
 
 
 def test_farl_imitates_right_outputs_alone_and_nothing_when_there_are_none(tiny):

@@ -55,7 +55,9 @@ class Run:
     test_size: int = setting(0, "test questions per task; 0: the whole test split, or 200 generated ones")
     easier: float = setting(0.0, "share of the generated training questions that are easier relatives of the task's")
     level: float = setting(0.5, "how hard those are: from 0, little more than looking something up, to 1")
-    answers: str = setting("letters", "what --method sft learns of a question", ("letters", "text", "steps", "mixed"))
+    answers: str = setting(
+        "letters", "what --method sft learns of a question", ("letters", "text", "steps", "asked", "mixed")
+    )
     out: str = setting(
         "", "directory of the run; by default named after task, method, checkpoint and seed, under runs/"
     )
