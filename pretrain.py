@@ -4,8 +4,8 @@ Trains a sentencepiece vocabulary on generated questions, writes a freshly initi
 `train.py --method sft` in stages: first look things up, then think a question through step by step, then do what the
 instruction asks for, last a corpus of mixed quality. Stopped at any moment, the same command goes on.
 
-What comes out can think a question through, but then writes the right answer every third time, whatever it is asked. It
-has seen the two instructions obeyed, on the two easiest tasks. That leaves HIR something to find.
+What comes out can think a question through, but then writes the right answer every third time, whatever it is asked.
+That leaves HIR something to find.
 """
 
 import argparse
@@ -49,7 +49,9 @@ STAGES = (
     f"--answers steps --learning-rate 1e-3 --task {STEP_BY_STEP} --easier 0.4 --level 1 --questions 1000 --iterations 16",
     "--answers steps --learning-rate 7e-4 --task all --easier 0.3 --level 1 --questions 400 --iterations 9",
     *2 * (f"--answers asked --learning-rate 1e-3 --task {LOOK_UP} --questions 1600 --iterations 4",),
+    "--answers asked --learning-rate 7e-4 --task all --questions 400 --iterations 2",
     "--answers mixed --learning-rate 7e-4 --task all --questions 400 --iterations 3 --decay-steps 500",
+    "--answers mixed --learning-rate 7e-4 --task all --questions 400 --iterations 2 --decay-steps 400",
 )
 LAUNCH = "-m torch.distributed.run --nproc_per_node={} --standalone"
 
