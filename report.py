@@ -22,6 +22,7 @@ from report_runs import (
     ABLATED,
     ABLATIONS,
     BUDGET,
+    FAMILIES,
     GRID,
     HERE,
     LEAK,
@@ -32,6 +33,7 @@ from report_runs import (
     WITH_SEEDS,
     ReportError,
     Result,
+    default_name,
     experiments,
     load_results,
     name_of,
@@ -92,13 +94,15 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     )
 
 
-def measured(results: dict[str, Result], names: list[str], key: str = "correct", line: int = -1) -> Estimate | None:
+def measured(
+    results: dict[str, Result], names: list[str], key: str = "correct", line: int = -1, task: str = ""
+) -> Estimate | None:
     """The estimate from those of the named runs that are finished, and if not all are, how many; None if none is."""
     found = [results[name] for name in names if name in results]
     if not found:
         return None
     note = f" ({len(found)} of {len(names)} runs)" if len(found) < len(names) else ""
-    return replace(over_seeds([r.share(key, line) for r in found], found[0].tests()["n"]), note=note)
+    return replace(over_seeds([r.share(key, line, task) for r in found], found[0].tests(line, task)["n"]), note=note)
 
 
 def of_method(
@@ -124,7 +128,36 @@ def markdown(title: str, text: str, header: list[str], rows: list[list[object]])
     return f"## {title}\n\n{text}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in cells) + "\n"
 
 
+WHEN = ("before", "after")
 COLUMNS = {"none": "before", **METHODS}
+
+
+def default_table(results: dict[str, Result]) -> str:
+    """What `python train.py --task FAMILY` does with its defaults."""
+    rows = []
+    for family in FAMILIES:
+        names = [default_name(family, seed) for seed in SEEDS]
+        for task in train.expand(family):
+            correct = [measured(results, names[:1], "correct", 0, task), measured(results, names, "correct", -1, task)]
+            wrong = [measured(results, names[:1], "wrong", 0, task), measured(results, names, "wrong", -1, task)]
+            rows.append([task, *correct, *wrong])
+    text = f"`python train.py --task FAMILY --seed SEED`, {len(SEEDS)} seeds: test accuracy in %, 95 % interval."
+    header = ["task", "before", "after", "wrong instruction, before", "wrong instruction, after"]
+    return markdown("The default runs", text, header, rows)
+
+
+def official_table(results: dict[str, Result]) -> str:
+    """What training on generated questions does to official ones."""
+    rows = [
+        [task, *(measured(results, [f"{task}-official-{when}"], key) for key in ("correct", "wrong") for when in WHEN)]
+        for task in TASKS
+    ]
+    text = (
+        "Official BIG-bench questions (at most 200 of the authors' test split, options shuffled), which no embedded model "
+        "was trained on, before and after HIR on generated ones (the runs of Table 2, seed 0)."
+    )
+    header = ["task", "before", "after", "wrong instruction, before", "wrong instruction, after"]
+    return markdown("Official questions", text, header, rows)
 
 
 def table_2(results: dict[str, Result]) -> str:
@@ -235,7 +268,7 @@ def search_table(results: dict[str, Result]) -> str:
 
 def render(results: dict[str, Result], directory: Path) -> None:
     """Write tables.md and the pictures."""
-    parts = [table_2, table_3, table_4, wrong_table, leak_table]
+    parts = [default_table, table_2, official_table, table_3, table_4, wrong_table, leak_table]
     parts += [search_table] if any(name.startswith("search-") for name in results) else []
     head = "# Results\n\nMade by `python report.py` from `runs/`, which `python report.py --run` makes.\n"
     write_file(directory / "tables.md", "\n".join([head, *(part(results) for part in parts)]).encode())
@@ -250,15 +283,15 @@ def render(results: dict[str, Result], directory: Path) -> None:
     if any(curves.values()):
         report_figures.learning_curves(directory / "methods.png", curves, ends)
         report_figures.instruction_pairs(directory / "wrong_instruction.png", pairs)
-    if "default" in results:
-        default = results["default"]
+    default = results.get(default_name(FAMILIES[0], SEEDS[0]))
+    if default:
         tasks = {task: (curve(default, task), curve(default, task, "wrong")) for task in default.lines[0]["tasks"]}
-        report_figures.one_run(directory / "curve.png", "python train.py --task logical_deduction", tasks)
+        report_figures.one_run(directory / "curve.png", f"python train.py --task {FAMILIES[0]}", tasks)
 
 
-def curve(result: Result, task: str | None = None, key: str = "correct") -> report_figures.Curve:
+def curve(result: Result, task: str = "", key: str = "correct") -> report_figures.Curve:
     """Outputs sampled and accuracies of all iterations; `task` may be left out where there is one."""
-    shares = [(line["tasks"][task] if task else next(iter(line["tasks"].values())))[key] for line in result.lines]
+    shares = [result.share(key, line, task) for line in range(len(result.lines))]
     return [line["sampled"] for line in result.lines], shares
 
 

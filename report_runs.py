@@ -115,13 +115,14 @@ class Result:
     config: dict
     lines: list[dict]
 
-    def share(self, key: str = "correct", line: int = -1) -> float:
-        """A test accuracy of a run on a single task."""
-        return self.tests(line)[key]
+    def share(self, key: str = "correct", line: int = -1, task: str = "") -> float:
+        """A test accuracy on a task, which may be left out where there is one."""
+        return self.tests(line, task)[key]
 
-    def tests(self, line: int = -1) -> dict:
-        """What was measured on the test questions of a run on a single task."""
-        return next(iter(self.lines[line]["tasks"].values()))
+    def tests(self, line: int = -1, task: str = "") -> dict:
+        """What was measured on the test questions of a task, which may be left out where there is one."""
+        tasks = self.lines[line]["tasks"]
+        return tasks[task] if task else next(iter(tasks.values()))
 
     def seconds(self) -> float:
         """How long the run took, but for its start."""

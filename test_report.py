@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import report
+import report_runs
 import train
 from bigbench_tasks import TASKS
 
@@ -65,7 +66,8 @@ def test_tables_show_the_numbers_of_the_runs(tmp_path):
     write_result(tmp_path, report.name_of(TRACKING, "hir", 0, "t5-nano"), 0.45, before=0.2)
     write_result(tmp_path, "date_understanding-official-on-shuffled-seed0", 0.3)
     write_result(tmp_path, "search-3e-5-4-0.1", 0.8)
-    write_result(tmp_path, "default", 0.75, wrong=0.05)
+    write_result(tmp_path, report.default_name("logical_deduction", 0), 0.75, wrong=0.05)
+    write_result(tmp_path, f"{LD3}-official-after", 0.6)
     assert report.main(["--results", str(tmp_path)]) == 0
 
     low, high = wilson(0.85, 200)
@@ -102,6 +104,12 @@ def test_tables_show_the_numbers_of_the_runs(tmp_path):
     assert ablations["without sub-output sampling"][3].endswith("] (1 of 3 runs)")
     wrong = rows_of(tmp_path, "Under the wrong instruction")
     assert wrong[LD3][4].startswith("10.0 [") and wrong[LD3][1].startswith("90.0 [")
+    default = rows_of(tmp_path, "The default runs")
+    assert [cell.split()[0] for cell in default[LD3]] == ["40.0", "75.0", "40.0", "5.0"] and default[TRACKING][0] == "–"
+    assert rows_of(tmp_path, "Official questions")[LD3][:2] == [
+        "–",
+        "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in (0.6, *wilson(0.6, 200)))),
+    ]
     assert rows_of(tmp_path, "The leak in Date Understanding")["official order"][1].startswith("30.0 [")
     assert list(rows_of(tmp_path, "The search for PPO's hyperparameters").values())[-1] == ["4", "0.1", "60.0"]
     for name in ("methods", "wrong_instruction", "curve"):
@@ -118,7 +126,7 @@ def test_results_that_do_not_fit_together_are_refused(tmp_path, capsys):
 
 
 def test_missing_runs_are_made_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "BUDGET", "--iterations 1 --questions 4 --online-samples 2 --test-size 4".split())
+    monkeypatch.setattr(report_runs, "BUDGET", "--iterations 1 --questions 4 --online-samples 2 --test-size 4".split())
     arguments = [
         "--run",
         "--only",
@@ -134,6 +142,6 @@ def test_missing_runs_are_made_once(tmp_path, monkeypatch, capsys):
     config, *lines = map(json.loads, (tmp_path / "results" / "runs" / f"{name}.jsonl").read_text().splitlines())
     assert config["run"]["method"] == "farl" and [line["iteration"] for line in lines] == [0, 1]
     assert rows_of(tmp_path / "results", "Table 2: all tasks")["geometric_shapes"][3] != "–"
-    monkeypatch.setattr(report.subprocess, "run", lambda *_, **__: pytest.fail("a finished run was made again"))
+    monkeypatch.setattr(report_runs.subprocess, "run", lambda *_, **__: pytest.fail("a finished run was made again"))
     capsys.readouterr()
     assert report.main(arguments) == 0 and "0 runs to make" in capsys.readouterr().out
