@@ -43,7 +43,7 @@ LEAK = "date_understanding"
 # questions, of which none is asked twice, so no test question has a say in it.
 SEARCH = "--task tracking_shuffled_objects_three_objects --method ppo --easier 1 --test-size 1".split()
 GRID = {
-    "--ppo-learning-rate": ("3e-5", "1e-4", "3e-4"),
+    "--ppo-learning-rate": ("3e-5", "1e-4", "3e-4", "1e-3"),
     "--ppo-epochs": ("2", "4"),
     "--ppo-kl-coef": ("0.01", "0.1"),
 }
