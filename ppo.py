@@ -35,6 +35,7 @@ class PPOSettings:
     """PPO's own hyperparameters; those that it shares with HIR are in hir.Settings."""
 
     ppo_learning_rate: float = setting(1e-4, "learning rate of AdamW")
+    ppo_value_learning_rate: float = setting(1e-3, "the same for the value head")
     ppo_epochs: int = setting(4, "passes over the outputs of an iteration")
     ppo_clip: float = setting(0.2, "how far the ratio of probabilities may leave 1 before its gradient is cut")
     ppo_value_clip: float = setting(0.2, "how far a value may move in an iteration before its gradient is cut")

@@ -65,7 +65,7 @@ def test_tables_show_the_numbers_of_the_runs(tmp_path):
     write_result(tmp_path, report.name_of(TRACKING, "hir", 0, variant="--no-sub-output"), 0.65)
     write_result(tmp_path, report.name_of(TRACKING, "hir", 0, "t5-nano"), 0.45, before=0.2)
     write_result(tmp_path, "leak-official-seed0-other-order", 0.3)
-    write_result(tmp_path, "search-3e-5-4-0.1", 0.8)
+    write_result(tmp_path, "search-1e-3-4-0.1", 0.8)
     write_result(tmp_path, report.default_name("logical_deduction", 0), 0.75, wrong=0.05)
     write_result(tmp_path, f"{LD3}-official-after", 0.6)
     assert report.main(["--results", str(tmp_path)]) == 0

@@ -86,6 +86,7 @@ MINI = {
     "label_smoothing": 0.0,
     "alpha": 2.0,
     "ppo_learning_rate": 3e-4,
+    "ppo_value_learning_rate": 3e-3,
     "ppo_epochs": 2,
     "ppo_kl_coef": 0.01,
 }
@@ -316,9 +317,12 @@ def table(first: dict, last: dict) -> str:
 def make_optimizer(
     model: T5, ppo_state: ppo.PPO | None, settings: hir.Settings
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW and its schedule, over the model and PPO's value head."""
-    parameters = [*model.parameters(), *(ppo_state.value_head.parameters() if ppo_state else ())]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
+    """AdamW and its schedule, over the model and PPO's value head, which starts from nothing and learns faster."""
+    groups = [{"params": list(model.parameters())}]
+    if ppo_state:
+        head_rate = ppo_state.settings.ppo_value_learning_rate
+        groups.append({"params": list(ppo_state.value_head.parameters()), "lr": head_rate})
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=0.0, fused=True)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings))
 
 
