@@ -60,5 +60,5 @@ def pad_rows(rows: list[Sequence[int]], filler: int, device: torch.device) -> tu
 
 
 def until(last: int, tokens: list[int]) -> tuple[int, ...]:
-    """The tokens up to and with the first that equals `last`; all of them if none does."""
+    """The tokens up to and including the first that equals `last`; all of them if none does."""
     return tuple(tokens[: tokens.index(last) + 1] if last in tokens else tokens)

@@ -1,4 +1,4 @@
-"""The systems that bench.py compares: each is a function that makes ready and returns another, a call of which is timed.
+"""The systems that bench.py compares: each is a function that prepares and returns the function that is timed.
 
 All have the same weights, the same tokenizer and the same real questions, and go from text to text or from text to a
 changed model. t5-mini has its own weights, FLAN-T5's shapes random ones, written under runs/ at first use.

@@ -132,7 +132,7 @@ def load(task: str, data: str | Path, option_order: str = "shuffled", seed: int 
 
     task: one of TASKS, or, where data is a directory, one of your own: the name of a directory in it with a task.json.
     data: "official", or a directory laid out like BIG-bench's benchmark_tasks.
-    option_order: "shuffled" (the order hangs on `seed` and the question, so it never changes) or "official".
+    option_order: "shuffled" (the order depends on `seed` and the question, so it never changes) or "official".
     """
     if task not in TASKS and data == "official":
         raise TaskError(f'there is no task "{task}": choose from {", ".join(TASKS)}')
@@ -171,7 +171,7 @@ def _read(path: Path) -> list[dict]:
     prefixes = {field: content[field] for field in ("task_prefix", "example_input_prefix") if field in content}
     for field, prefix in prefixes.items():
         if not isinstance(prefix, str) or not _is_text(f".{prefix}"):
-            raise TaskError(f'{path}: "{field}" is not a text of a sensible length: mend it or leave it out')
+            raise TaskError(f'{path}: "{field}" is not a text of a sensible length: fix it or leave it out')
     for number, entry in enumerate(content["examples"], start=1):
         problem = _problem(entry)
         if problem:
@@ -224,7 +224,9 @@ def official_file(task: str) -> Path:
         with urllib.request.urlopen(url, timeout=60) as response:
             content = response.read(MAX_BYTES)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise TaskError(f"cannot download {url} ({error}): mend the network, or give a directory as data") from error
+        raise TaskError(
+            f"cannot download {url} ({error}): check the connection, or give a directory as data"
+        ) from error
     if hashlib.sha256(content).hexdigest() != _SHA256[directory]:
         raise TaskError(f"{url} is not the official file (SHA-256): try again, or set HIR_BIGBENCH_URL to a mirror")
     beside = path.with_name(f"task.json.{os.getpid()}")  # renamed when complete, so that nobody reads half a file
@@ -280,7 +282,7 @@ def slipped_answer(example: Example) -> str:
     if example.options:
         right = [option_letter(i) in example.targets for i in range(len(example.options))]
         below = (right.index(True) + i for i in range(1, len(right)))
-        return next(example.options[i % len(right)] for i in below if not right[i % len(right)])
+        return next((example.options[i % len(right)] for i in below if not right[i % len(right)]), "none of these")
     target = example.targets[0]
     if target.isdigit():
         return str(int(target) + 1)

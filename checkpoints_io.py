@@ -65,7 +65,7 @@ def _parse_object(data: bytes, path: Path) -> dict:
     try:
         value = json.loads(data.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is no valid JSON ({error}); fetch the file again.") from error
+        raise CheckpointError(f"{path}: is not valid JSON ({error}); fetch the file again.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a JSON {type(value).__name__} where an object is expected.")
     return value
@@ -280,8 +280,9 @@ def find_checkpoint(path_or_name: str | os.PathLike) -> Path:
     if directory.is_dir():
         return directory
     name = os.fspath(path_or_name)
-    if not isinstance(path_or_name, str) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-        raise CheckpointError(f"{name}: there is no such directory, and it is no name of a model on the hub.")
+    beside = "/" in name and directory.parent.is_dir()  # then a path was meant
+    if beside or not isinstance(path_or_name, str) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        raise CheckpointError(f"{name}: there is no such directory, and it is not the name of a model on the hub.")
     home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{name.replace('/', '--')}"
     reference = cache / "refs" / "main"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 def start(device: torch.device) -> None:
     """Join the process group if torchrun started this process: NCCL between GPUs, gloo between CPUs."""
     if launched() and not dist.is_initialized():
-        # Others wait while one downloads or saves tens of gigabytes; that one has died torchrun notices without a timeout.
+        # Others wait while one downloads or saves tens of gigabytes; torchrun notices by itself if one dies.
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
 
 

@@ -78,16 +78,14 @@ def log_probs(
 ) -> list[tuple[float, float]]:
     """log P of each output under CORRECT and under WRONG, as `hir_loss` computes it for Eq. 4, summed over tokens."""
     pairs = [Pair(CORRECT, s.example.question, tuple(tokenizer.encode(s.output))) for s in samples]
-    groups = group_by(pairs, key=lambda pair: pair.question)
+    groups = group_by(range(len(pairs)), key=lambda i: pairs[i].question)
     both = replace(settings, alpha=1.0, contrastive="instructions")
     model.eval()
     with torch.no_grad(), model.autocast():
-        batch = hir.make_batch(model, tokenizer, groups, both)
+        batch = hir.make_batch(model, tokenizer, [[pairs[i] for i in group] for group in groups], both)
         means = hir.mean_log_probs(hir.score(model, batch), batch).tolist()
-    return [
-        (len(pair.tokens) * correct, len(pair.tokens) * wrong)
-        for pair, (correct, wrong) in zip(pairs, means, strict=True)
-    ]
+    found = dict(zip((i for group in groups for i in group), means, strict=True))
+    return [(len(pair.tokens) * found[i][0], len(pair.tokens) * found[i][1]) for i, pair in enumerate(pairs)]
 
 
 def parts(pair: Pair, tokenizer: Tokenizer) -> str:

@@ -42,7 +42,7 @@ def instruction_for(right: bool) -> str:
 
 
 def normalize(text: str) -> str:
-    """Remove what is form: case, and spaces and full stops unless they part two digits (`1 1` and `1.1` are not `11`)."""
+    """Remove what is form: case, and spaces and full stops unless they separate two digits (`1 1` and `1.1` are not `11`)."""
     return re.sub(r"(?<![0-9\s.])[\s.]+|[\s.]+(?![0-9\s.])", "", text.lower())
 
 
@@ -62,7 +62,7 @@ def score_number(output: str, example: Example) -> bool:
 
 
 def score_words(output: str, example: Example) -> bool:
-    """All words of a list in the right order, parted by spaces, commas or newlines."""
+    """All words of a list in the right order, separated by spaces, commas or newlines."""
     text = normalize(output.replace(",", " "))
     return text != "" and any(text == normalize(target.replace(",", " ")) for target in example.targets)
 

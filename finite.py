@@ -1,4 +1,4 @@
-"""Numbers that are no numbers: a step that meets one is left out and shown, and a run in which they gather is ended."""
+"""Losses and gradients that are not finite: a step that meets one is left out and shown; ten in an iteration end the run."""
 
 import sys
 

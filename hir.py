@@ -42,7 +42,7 @@ class Settings:
     online_samples: int = setting(4, "outputs drawn for each question in an iteration")
     sampling_temperature: float = setting(1.0, "temperature of the online samples")
     learning_rate: float = setting(5e-4, "learning rate of AdamW")
-    train_batch_size: int = setting(64, "relabeled outputs in a gradient step")
+    train_batch_size: int = setting(64, "relabeled outputs and parts of outputs in a gradient step")
     train_epochs: int = setting(10, "passes over the replay set in an iteration")
     label_smoothing: float = setting(0.2, "label smoothing of L_supervise (Eq. 3)")
     beta: float = setting(0.001, "weight of L_entropy (Eq. 5)")
@@ -135,7 +135,7 @@ def sample_ids(
 ) -> list[list[tuple[int, ...]]]:
     """Draw `num_samples` outputs for each prompt; temperature 0 is greedy decoding. Shape of the result: (prompts, N).
 
-    An output is its token ids, up to and with `</s>`, if the model wrote one within `max_new_tokens`.
+    An output is its token ids, up to and including `</s>`, if the model wrote one within `max_new_tokens`.
 
     All randomness is one uniform number per output token, drawn up front from `generator` (on the CPU). An output thus
     depends on its prompt's place in the list alone, not on what it is batched with, what has finished, or which process
@@ -201,7 +201,7 @@ def choose(logits: Tensor, temperature: float, noise: Tensor) -> Tensor:
     if temperature == 0:
         return logits.argmax(dim=-1)
     cumulative = (logits.float() / temperature).softmax(dim=-1).cumsum(dim=-1)
-    # Scaled by the last entry, which rounding may have left a little off 1, so that no index falls outside.
+    # Scaled by the last entry, which rounding may have left a little off 1.
     index = torch.searchsorted(cumulative, (noise * cumulative[:, -1])[:, None], right=True)
     return index.flatten().clamp(max=logits.shape[-1] - 1)
 
@@ -214,8 +214,8 @@ def relabel(samples: Iterable[Sample], tokenizer: Tokenizer, sub_output: bool, r
 
     Sub-outputs. Each output of two tokens or more is cut at a random time step. What follows the cut is learned given
     what precedes it, under the instruction that the whole output fulfils: in an answer that went wrong, no ending makes
-    it right. What precedes the cut is a sub-output of its own, and fulfils CORRECT as long as a right answer begins
-    like that; so a wrong answer still teaches which of its steps were right.
+    it right. What precedes the cut is a sub-output of its own, and fulfils CORRECT if a right answer begins like
+    that (see `feedback.may_become_correct`).
 
     The prefix of a sub-output stays in the decoder, as the tokens that the model has generated so far (the authors' code
     appends it to the encoder's input). That is the state in which the next token will be chosen when the model samples,
@@ -227,6 +227,8 @@ def relabel(samples: Iterable[Sample], tokenizer: Tokenizer, sub_output: bool, r
     pairs = []
     for s in samples:
         question, tokens = s.example.question, tuple(tokenizer.encode(s.output))  # ends in </s>
+        if s.tokens and s.tokens[-1] != tokenizer.eos_token_id:
+            tokens = tokens[:-1]  # cut off at max_new_tokens: where it would have ended is not known
         pairs.append(Pair(instruction_for(s.right), question, tokens))
         if sub_output and len(tokens) > 2:
             cut = rng.randrange(1, len(tokens) - 1)
@@ -288,7 +290,7 @@ class Batch:
     attention_mask: Tensor  # (K*G, S)
     decoder_input_ids: Tensor  # (R, T), R = G*N
     labels: Tensor  # (M,), the tokens to be learned, pair after pair
-    place: Tensor  # (M,), where in the flattened (R*T,) decoder states each of them is foretold
+    place: Tensor  # (M,), where in the flattened (R*T,) decoder states each of them is predicted
     pair: Tensor  # (M,), the pair that each belongs to
     own: Tensor  # (P,), which of the K contexts a pair belongs to
     num_contexts: int  # K
@@ -430,7 +432,7 @@ def gradient_step(
     for part in distributed.rounds(by_length, settings.micro_batch_size or len(groups)):
         part_tokens, part_outputs = sizes(part)
         with model.autocast():
-            terms = objective.terms(part or groups[:1])  # who has nothing left keeps step, with weight 0
+            terms = objective.terms(part or groups[:1])  # a process with no groups left still takes part, with weight 0
         shares = {"contrastive": part_outputs / num_outputs}
         terms = {name: term * shares.get(name, part_tokens / num_tokens) for name, term in terms.items()}
         sum(weights[name] * term for name, term in terms.items() if weights[name]).backward()

@@ -142,7 +142,7 @@ def roll_out(
     advantages = estimate_advantages(rewards, values, ppo.settings.ppo_discount, ppo.settings.ppo_lambda)
     returns = advantages + values  # before whitening: what the value head learns is on the scale of the rewards
     mask = torch.arange(log_probs.shape[1]) < torch.tensor(lengths)[:, None]
-    # Detail: advantages are whitened, over all tokens of the iteration, so that the step does not hang on their scale.
+    # Detail: advantages are whitened, over all tokens of the iteration, so that the step does not depend on their scale.
     columns = torch.stack([log_probs, values, whiten(advantages, mask), returns])  # (4, R, T)
     rollouts = [
         Rollout(pair.instruction, pair.question, pair.tokens, 0, *columns[:, row, : lengths[row]])
@@ -187,7 +187,7 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1: the values foretell the returns; 0: no better than a constant; below: worse. (M,), (M,)"""
+    """1: the values predict the returns; 0: no better than a constant; below: worse. (M,), (M,)"""
     variance = float(returns.var(correction=0))
     return 1 - float((returns - values).var(correction=0)) / variance if variance else 0.0
 

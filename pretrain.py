@@ -4,8 +4,8 @@ Trains a sentencepiece vocabulary on generated questions, writes a freshly initi
 `train.py --method sft` in stages: first look things up, then think a question through step by step, then do what the
 instruction asks for, last a corpus of mixed quality. Stopped at any moment, the same command goes on.
 
-What comes out can think a question through, but then writes the right answer every third time, whatever it is asked.
-That leaves HIR something to find.
+What comes out can think a question through, but then writes the right answer every third time, and hardly less often
+when it is asked for a wrong one. That leaves HIR something to find.
 """
 
 import argparse

@@ -8,6 +8,7 @@ in runs/report/; stopped at any moment, the same command goes on. --only names r
 
 import argparse
 import fnmatch
+import itertools
 import math
 import statistics
 import sys
@@ -21,6 +22,7 @@ from checkpoints_io import write_file
 from report_runs import (
     ABLATED,
     ABLATIONS,
+    AS_MANY_STEPS,
     BUDGET,
     FAMILIES,
     GRID,
@@ -229,6 +231,22 @@ def table_4(results: dict[str, Result]) -> str:
     return markdown("Table 4: ablations", text, header, rows)
 
 
+def steps_table(results: dict[str, Result]) -> str:
+    """Is HIR ahead because it takes more gradient steps?"""
+    rows = []
+    for task, method in itertools.product(ABLATED, ("sft", "farl", "hir")):
+        rows.append([task, METHODS[method]])
+        for flags in ("", AS_MANY_STEPS.get(method)):
+            there = [name_of(task, method, seed, variant=flags) for seed in SEEDS] if flags is not None else []
+            rows[-1] += [measured(results, there), measured(results, there, "wrong")] if there else [None, None]
+    text = (
+        "HIR trains on several parts of every output, so that an epoch is 20 gradient steps for it, 2 for fine-tuning and "
+        f"3 to 6 for FARL. These two with `{AS_MANY_STEPS['farl']}`: test accuracy in %, {len(SEEDS)} seeds."
+    )
+    header = ["task", "method", "one epoch", "wrong instruction", "eight epochs", "wrong instruction"]
+    return markdown("As many gradient steps", text, header, rows)
+
+
 def wrong_table(results: dict[str, Result]) -> str:
     """Accuracy when a wrong answer is asked for."""
     rows = [[task, *(of_method(results, task, method, "wrong") for method in COLUMNS)] for task in TASKS]
@@ -270,7 +288,7 @@ def search_table(results: dict[str, Result]) -> str:
 
 def render(results: dict[str, Result], directory: Path) -> None:
     """Write tables.md and the pictures."""
-    parts = [default_table, table_2, official_table, table_3, table_4, wrong_table, leak_table]
+    parts = [default_table, table_2, wrong_table, steps_table, official_table, table_3, table_4, leak_table]
     parts += [search_table] if any(name.startswith("search-") for name in results) else []
     head = "# Results\n\nMade by `python report.py` from `runs/`, which `python report.py --run` makes.\n"
     write_file(directory / "tables.md", "\n".join([head, *(part(results) for part in parts)]).encode())

@@ -34,16 +34,19 @@ SIZES = ("t5-nano", "t5-mini")
 ABLATIONS = {
     "full method": "",
     "without sub-output sampling": "--no-sub-output",
+    "the same, as many gradient steps": "--no-sub-output --train-epochs 3",
     "without entropy": "--beta 0",
     "with the paper's label smoothing": "--label-smoothing 0.2",
     "without the contrastive term": "--alpha 0",
 }
+# HIR makes several lines to train on of each output, FARL at most one, fine-tuning one of each question.
+AS_MANY_STEPS = {"sft": "--train-epochs 8", "farl": "--train-epochs 8"}
 # Letters can only be learned from the file, as the embedded models answer in words; so this is fine-tuning.
 LEAK = "--task date_understanding --method sft --answers letters --questions 0 --iterations 3".split()
 LEAK += "--learning-rate 1e-3 --decay-steps 0".split()
 ORDERS = ("official", "shuffled")
-# PPO's grid is searched on easier relatives of a task, by the share of right samples: these come from training
-# questions, of which none is asked twice, so no test question has a say in it.
+# PPO's grid is searched on easier relatives of a task, by the share of right samples: these answer training questions,
+# so no test question has a say in it.
 SEARCH = "--task tracking_shuffled_objects_three_objects --method ppo --easier 1 --test-size 1".split()
 GRID = {
     "--ppo-learning-rate": ("1e-4", "3e-4", "1e-3"),
@@ -95,6 +98,8 @@ def experiments(runs: Path) -> dict[str, list[str]]:
         found[f"{task}-official-after"] = ["--task", task, *official, "--checkpoint", str(trained)]
     for seed, task, flags in itertools.product(SEEDS, ABLATED, ABLATIONS.values()):
         add(task, "hir", seed, variant=flags)
+    for seed, task, (method, flags) in itertools.product(SEEDS, ABLATED, AS_MANY_STEPS.items()):
+        add(task, method, seed, variant=flags)
     for seed, order in itertools.product(SEEDS, ORDERS):
         arguments = [*LEAK, "--seed", str(seed), "--data", "official", "--option-order", order]
         found[leak_name(order, seed)] = arguments

@@ -153,7 +153,7 @@ def save_iteration(
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise RunError(
             f"{out}: iteration {iteration} could not be saved ({getattr(cause, 'strerror', None) or cause}), and what was "
-            f"saved before is as it was; when that is mended, --resume goes on from there."
+            f"saved before is as it was; once that is fixed, --resume goes on from there."
         ) from error
 
 

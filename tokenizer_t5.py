@@ -30,7 +30,7 @@ class Tokenizer:
                 complete = min(pieces.pad_id(), pieces.eos_id(), pieces.unk_id()) >= 0
         if not complete:
             raise CheckpointError(
-                f"{spiece_path}: is no SentencePiece model with <pad>, </s> and <unk>; fetch it again."
+                f"{spiece_path}: is not a SentencePiece model with <pad>, </s> and <unk>; fetch it again."
             )
         self.extra_ids = extra_ids
         self.pad_token_id, self.eos_token_id = self.pieces.pad_id(), self.pieces.eos_id()

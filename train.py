@@ -70,12 +70,12 @@ class Run:
     shard_model: bool = setting(False, "split the model over the processes of torchrun: for flan-t5-xl and -xxl")
     compile: bool = setting(False, "fuse kernels with torch.compile: slower to start, then faster")
     gradient_checkpointing: bool = setting(False, "compute blocks again in the backward pass, which saves memory")
-    explain: bool = setting(False, "tell one iteration on a few questions step by step, and write nothing")
+    explain: bool = setting(False, "walk through one iteration on up to four questions, and write nothing")
 
 
 # Table 7 was made for FLAN-T5. A model of two million parameters needs gentler values: one epoch, a smaller learning rate
-# that falls, and no smoothing, which over a vocabulary of 2,048 feeds tokens that are no answer. It answers in words of
-# which one decides, and Eq. 4 takes the mean over them: hence the larger alpha. PPO's values are the best of a search.
+# that falls, and no smoothing, which over a vocabulary of 2,048 feeds tokens that are no answer. Of the words that it
+# thinks and answers in one decides, and Eq. 4 takes the mean over them: hence the larger alpha. PPO's are from a search.
 MINI = {
     "iterations": 8,
     "questions": 100,
@@ -125,9 +125,13 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[Run, hir.Settings, p
     for name in ("online_samples", "train_batch_size", "max_new_tokens", "sampling_batch_size"):
         if getattr(settings, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
-    for name in ("ppo_discount", "ppo_lambda"):
-        if getattr(ppo_settings, name) > 1:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(ppo_settings, name)}; it must be at most 1")
+    for name in ("easier", "level", "label_smoothing", "ppo_discount", "ppo_lambda"):
+        if values.get(name, 0) > 1:
+            parser.error(f"--{name.replace('_', '-')} is {values[name]}; it must be at most 1")
+    if settings.contrastive == "batch" and (settings.micro_batch_size or distributed.launched()):
+        parser.error(
+            "--contrastive batch compares all of a batch; it goes neither with --micro-batch-size nor torchrun"
+        )
     if run.method == "ppo" and settings.sampling_temperature == 0:
         parser.error("--sampling-temperature is 0; PPO needs outputs that are drawn at random")
     if run.shard_model and (run.compile or run.method == "ppo" or not distributed.launched()):
@@ -153,16 +157,16 @@ def choose_device(run: Run) -> tuple[torch.device, torch.dtype]:
     """
     name = run.device if run.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{distributed.local_rank()}" if name == "cuda" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"--device {name} cannot be used here ({reason}); try --device cpu.") from error
     native = torch.cpu.get_capabilities()
-    has_bfloat16 = device.type == "cuda" or native.get("amx_bf16") or native.get("avx512_bf16")
+    has_bfloat16 = native.get("amx_bf16") or native.get("avx512_bf16")
     if device.type == "cuda":
-        device = torch.device("cuda", device.index if device.index is not None else distributed.local_rank())
         torch.cuda.set_device(device)
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if run.dtype == "auto":
         return device, torch.bfloat16 if has_bfloat16 else torch.float32
     return device, getattr(torch, run.dtype)
@@ -198,7 +202,7 @@ def test_questions(run: Run, tasks: list[str]) -> dict[str, list[Example]]:
 
 
 def training_questions(run: Run, tasks: list[str], iteration: int) -> list[Example]:
-    """The questions of an iteration: generated ones are never asked twice, official ones are drawn from the training split."""
+    """The questions of an iteration: generated ones are written anew, official ones are drawn from the training split."""
     seed, examples = derived_seed(run.seed, iteration, "questions"), []
     for task in tasks:
         if run.data == "generated":
@@ -275,6 +279,7 @@ def pairs_of(
     if run.method == "ppo":
         rollouts, measured = ppo.roll_out(model, ppo_state, tokenizer, samples, settings)
         return rollouts, about | measured
+    # The replay set is this iteration's samples alone: older ones are what a worse model said.
     cuts = random.Random(derived_seed(run.seed, iteration, "cuts"))
     return hir.relabel(samples, tokenizer, settings.sub_output, cuts), about
 
@@ -290,14 +295,14 @@ def aim_of(
     return settings, hir.hir_objective(model, tokenizer, settings)
 
 
-def report(line: dict) -> str:
+def progress_line(line: dict) -> str:
     """One line for the terminal about an iteration."""
     n = sum(task["n"] for task in line["tasks"].values())
     mean = {
         key: sum(task[key] * task["n"] for task in line["tasks"].values()) / max(1, n) for key in ("correct", "wrong")
     }
     text = f"{line['iteration']:3d}  correct {accuracy(mean['correct'], n)}  wrong {accuracy(mean['wrong'], n)}"
-    if "right_share" in line:
+    if line["right_share"] is not None:
         text += f"  right samples {100 * line['right_share']:.1f} %"
     if line["losses"]:
         text += "  loss " + " ".join(f"{name} {value:.3f}" for name, value in line["losses"].items())
@@ -356,10 +361,10 @@ def fuse_kernels(model: T5) -> None:
         block.compile(dynamic=True)
 
 
-def tell(run: Run, settings: hir.Settings) -> None:
-    """--explain: one iteration on `--questions` questions of the first task, at the full learning rate."""
+def run_explain(run: Run, settings: hir.Settings) -> None:
+    """--explain: one iteration on up to four questions of the first task, at the full learning rate."""
     model, tokenizer = load_model(run)
-    examples = training_questions(run, expand(run.task, run.data)[:1], iteration=1)
+    examples = training_questions(run, expand(run.task, run.data)[:1], iteration=1)[:4]
     settings = replace(settings, warmup_steps=0)
     optimizer, scheduler = make_optimizer(model, None, settings)
     explain.explain(model, tokenizer, examples, optimizer, scheduler, settings, run.seed)
@@ -392,20 +397,21 @@ def train(run: Run, settings: hir.Settings, ppo_settings: ppo.PPOSettings) -> di
 
     for iteration in range(len(lines), (0 if run.method == "none" else run.iterations) + 1):
         torch.manual_seed(derived_seed(run.seed, iteration, distributed.rank(), "dropout"))
-        line: dict = {"iteration": iteration, "sampled": lines[-1]["sampled"] if lines else 0}
+        sampled = lines[-1]["sampled"] if lines else 0
+        line: dict = {"iteration": iteration, "sampled": sampled, "right_share": None}
         seconds, losses, pairs = {}, {}, []
         if iteration > 0:
             with timed(seconds, "sampling"):
                 examples = training_questions(run, tasks, iteration)
                 pairs, about = pairs_of(run, model, tokenizer, examples, settings, iteration, ppo_state)
-            line |= about | {"sampled": line["sampled"] + about["sampled"]}
+            line |= about | {"sampled": sampled + about["sampled"]}
             with timed(seconds, "training"):
                 rng = random.Random(derived_seed(run.seed, iteration, "batches"))
                 losses = hir.train_on(model, objective, pairs, optimizer, scheduler, settings, rng)
         with timed(seconds, "evaluation"):
             shares = evaluate(model, tokenizer, tests, settings)
         lines.append(line | {"losses": losses, "seconds": seconds, "tasks": shares})
-        say(report(lines[-1]))
+        say(progress_line(lines[-1]))
         save_iteration(out, model, tokenizer, parts, lines, pairs)
     say(table(lines[0], lines[-1]))
     return lines[-1]
@@ -434,7 +440,7 @@ def start(argv: list[str] | None) -> None:
     """Do what the command line says."""
     run, settings, ppo_settings = parse_arguments(argv)
     if run.explain:
-        tell(run, settings)
+        run_explain(run, settings)
     else:
         train(run, settings, ppo_settings)
 
