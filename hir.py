@@ -227,7 +227,7 @@ def relabel(samples: Iterable[Sample], tokenizer: Tokenizer, sub_output: bool, r
     pairs = []
     for s in samples:
         question, tokens = s.example.question, tuple(tokenizer.encode(s.output))  # ends in </s>
-        if s.tokens and s.tokens[-1] != tokenizer.eos_token_id:
+        if len(tokens) > 1 and s.tokens and s.tokens[-1] != tokenizer.eos_token_id:
             tokens = tokens[:-1]  # cut off at max_new_tokens: where it would have ended is not known
         pairs.append(Pair(instruction_for(s.right), question, tokens))
         if sub_output and len(tokens) > 2:
