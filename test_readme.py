@@ -60,3 +60,17 @@ def test_memory_is_the_arithmetic_that_the_text_says():
             count = sum(p.numel() for p in T5(shapes[name]).parameters())
         assert count == int(parameters.replace(",", "")), name
         assert (f"{18 * count / 2**30:.1f}", f"{6 * count / 2**30:.1f}") == (training, sampling), name
+
+
+def test_solution_fits_the_code():
+    """The diff at the end of the exercises: each hunk's old lines stand in the file, one after another."""
+    text = (HERE / "EXERCISES.md").read_text(encoding="utf-8")
+    diff = re.search(r"^```diff\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[1]
+    hunks = re.findall(r"^@@.*?\n((?:[ +-].*\n|\n)+)", diff, re.MULTILINE)
+    names = re.findall(r"^\+\+\+ b/(.*)$", diff, re.MULTILINE)
+    files = "".join((HERE / name).read_text(encoding="utf-8") for name in names)
+    assert len(hunks) >= 4
+    for hunk in hunks:
+        old = "".join(line[1:] + "\n" for line in hunk.split("\n")[:-1] if line[:1] != "+")
+        old = re.sub(r"diff --git.*", "", old, flags=re.DOTALL)
+        assert old in files, old
