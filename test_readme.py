@@ -62,6 +62,14 @@ def test_memory_is_the_arithmetic_that_the_text_says():
         assert (f"{18 * count / 2**30:.1f}", f"{6 * count / 2**30:.1f}") == (training, sampling), name
 
 
+def test_results_are_those_of_the_tables():
+    """The rows with intervals in the section of results stand in results/tables.md, which report.py draws."""
+    tables = (HERE / "results" / "tables.md").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in section("Results").splitlines() if re.match(r"\| .*\| [\d.]+ \[", row)]
+    assert len(rows) > 30
+    assert [row for row in rows if row not in tables] == []
+
+
 def test_solution_fits_the_code():
     """The diff at the end of the exercises: each hunk's old lines stand in the file, one after another."""
     text = (HERE / "EXERCISES.md").read_text(encoding="utf-8")
