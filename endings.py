@@ -31,9 +31,11 @@ def end_well(command: Callable[[], None]) -> int:
     if code:
         line = "".join(character if character.isprintable() else "?" for character in sentence)  # names come from files
         print(f"train.py: {line if len(line) < 2000 else line[:2000] + ' ...'}", file=sys.stderr, flush=True)
-        if distributed.launched():
-            sys.stdout.flush()
-            os._exit(code)  # the ordinary way out waits for processes that may be gone
+    if distributed.launched():
+        # The ordinary way out waits for processes that may be gone, and a thread of torch's that wants Python's lock
+        # while Python ends aborts the process, although its work is done.
+        sys.stdout.flush()
+        os._exit(code)
     for number, handler in handlers.items():
         signal.signal(number, handler)
     return code
