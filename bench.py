@@ -69,7 +69,8 @@ def growth() -> dict[str, Row]:
 def work_off(job: Job) -> None:
     """A worker process: make ready, then for each line of stdin one measurement, and a line of JSON about it.
 
-    A line is the least seconds that a measurement takes, repeating the call. The first one counts the arithmetic.
+    A line is the least seconds that a measurement takes, repeating the call. The first one counts the arithmetic, unless
+    blocks are recomputed: the counter keeps those in memory, which then would not be what the work needs.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
@@ -78,7 +79,7 @@ def work_off(job: Job) -> None:
     for number, line in enumerate(sys.stdin):
         begin, calls = time.perf_counter(), 0
         while calls == 0 or time.perf_counter() - begin < float(line):
-            with contextlib.nullcontext() if number else counter:
+            with counter if number == 0 and not job.micro_batch_size else contextlib.nullcontext():
                 run()
             calls += 1
         call = {"seconds": (time.perf_counter() - begin) / calls, "gflop": counter.get_total_flops() / 1e9}
@@ -128,7 +129,9 @@ def summary(calls: list[dict], job: Job) -> dict:
     """What is kept about a job's measurements."""
     seconds = statistics.median(call["seconds"] for call in calls)
     about = {"seconds": seconds, "outputs": job.outputs, "ms_per_output": 1000 * seconds / job.outputs}
-    return about | {"gflop_per_second": calls[-1]["gflop"] / seconds, "peak_gib": calls[-1]["peak_gib"]}
+    if calls[-1]["gflop"]:
+        about["gflop_per_second"] = calls[-1]["gflop"] / seconds
+    return about | {"peak_gib": calls[-1]["peak_gib"]}
 
 
 def machine() -> dict:
@@ -161,9 +164,14 @@ def tables(lines: list[dict]) -> str:
     text += ["", "| ms per output (peak, GiB) | |", "| --- | --- |"]
     for title, systems in found.items():
         if "ours" not in systems:
-            cells = [f"{name}: {s['ms_per_output']:.3g} ({s['peak_gib']:.1f})" for name, s in systems.items()]
+            cells = [f"{name}: {three_digits(s['ms_per_output'])} ({s['peak_gib']:.1f})" for name, s in systems.items()]
             text.append(f"| {title} | {', '.join(cells)} |")
     return "\n".join(text)
+
+
+def three_digits(value: float) -> str:
+    """The value to three digits, without an exponent."""
+    return f"{float(format(value, '.3g')):g}"
 
 
 def read(path: Path) -> list[dict]:

@@ -34,7 +34,7 @@ SIZES = ("t5-nano", "t5-mini")
 ABLATIONS = {
     "full method": "",
     "without sub-output sampling": "--no-sub-output",
-    "the same, as many gradient steps": "--no-sub-output --train-epochs 3",
+    "the same, as many gradient steps as the full method": "--no-sub-output --train-epochs 3",
     "without entropy": "--beta 0",
     "with the paper's label smoothing": "--label-smoothing 0.2",
     "without the contrastive term": "--alpha 0",
