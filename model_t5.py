@@ -110,6 +110,18 @@ def position_bucket(distance: Tensor, bidirectional: bool, num_buckets: int, max
     return side + torch.where(distance < near, distance, far)
 
 
+class Dropout(nn.Dropout):
+    """nn.Dropout; on a CPU each 64 random bits decide about four values, which takes a third to half of the time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) -> (...)"""
+        if not self.training or self.p == 0 or x.device.type != "cpu":
+            return super().forward(x)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        keep = bits[: x.numel()].view(x.shape) >= int(self.p * 2**16) - 2**15
+        return x * (keep / (1 - self.p)).to(x.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head attention. Nothing divides the scores by sqrt(d): T5 starts with queries that much smaller."""
 
@@ -120,7 +132,7 @@ class Attention(nn.Module):
         self.k = nn.Linear(config.d_model, width, bias=False)
         self.v = nn.Linear(config.d_model, width, bias=False)
         self.o = nn.Linear(width, config.d_model, bias=False)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
         self.d_kv = config.d_kv
         if has_position_bias:
             self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
@@ -159,7 +171,7 @@ class FeedForward(nn.Module):
         for name in ("wi_0", "wi_1") if self.gated else ("wi",):
             setattr(self, name, nn.Linear(config.d_model, config.d_ff, bias=False))
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)"""
@@ -177,7 +189,7 @@ class Block(nn.Module):
             parts.append(("EncDecAttention", Attention(config)))
         parts.append(("DenseReluDense", FeedForward(config)))
         self.layer = nn.ModuleList(nn.ModuleDict({name: part, "layer_norm": RMSNorm(config)}) for name, part in parts)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     def forward(self, x, bias, memory=None, memory_bias=None, cache=None, position=0) -> Tensor:
         """x (R, T, D) -> (R, T, D). A decoder reads memory (B, S, D) or, given its LayerCache, what is stored there."""
@@ -209,7 +221,7 @@ class Stack(nn.Module):
         depth = config.num_decoder_layers if is_decoder else config.num_layers
         self.block = nn.ModuleList(Block(config, is_decoder, has_position_bias=i == 0) for i in range(depth))
         self.final_layer_norm = RMSNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     def position_bias(self, length: int) -> Tensor:
         """(1, H, length, length); in a decoder the future is masked."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import checkpoints_io
 from conftest import SHARED
-from model_t5 import T5, CheckpointError, T5Config, Tokenizer, load_checkpoint, save_checkpoint
+from model_t5 import T5, CheckpointError, Dropout, T5Config, Tokenizer, load_checkpoint, save_checkpoint
 
 SPIECE = SHARED / "t5" / "spiece.model"
 
@@ -176,9 +176,10 @@ def test_steps_with_a_cache_are_the_full_decoder():
 
 def test_training_in_bfloat16_and_with_recomputed_blocks():
     torch.manual_seed(0)
-    model = T5(T5Config(**FLAN | {"dropout_rate": 0.0})).train()
+    model = T5(T5Config(**FLAN)).train()  # with dropout: what is recomputed is dropped alike
     gradients = []
     for autocast, recompute in ((False, False), (False, True), (True, False)):
+        torch.manual_seed(0)
         model.zero_grad()
         model.gradient_checkpointing = recompute
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -187,6 +188,25 @@ def test_training_in_bfloat16_and_with_recomputed_blocks():
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     torch.testing.assert_close(gradients[0], gradients[1])
     assert torch.cosine_similarity(gradients[0], gradients[2], dim=0) > 0.99
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9999])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout(p, dtype):
+    torch.manual_seed(0)
+    dropout, x = Dropout(p), torch.ones(401, 2501, dtype=dtype, requires_grad=True)  # no multiple of four
+    y = dropout(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, y)
+    assert y.dtype == dtype and set(y.unique().tolist()) == {0.0, torch.tensor(1 / (1 - p), dtype=dtype).item()}
+    kept = (y != 0).double()
+    error = 5 * (p * (1 - p)) ** 0.5  # five standard deviations of one value
+    for i in range(4):  # each of the four that share a draw
+        assert abs(kept.flatten()[i::4].mean() - (1 - p)) < error / 250_000**0.5
+    for apart in range(1, 5):  # neighbours know nothing of each other
+        a, b = kept.flatten()[:-apart], kept.flatten()[apart:]
+        assert abs((a - a.mean()) @ (b - b.mean())) / len(a) < 5 * p * (1 - p) / 1_000_000**0.5
+    assert torch.equal(dropout.eval()(x), x) and torch.equal(Dropout(0.0)(x), x)
 
 
 # --- tokenizer
