@@ -132,6 +132,13 @@ def markdown(title: str, text: str, header: list[str], rows: list[list[object]])
     return f"## {title}\n\n{text}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in cells) + "\n"
 
 
+def chance(task: str) -> str | None:
+    """The accuracy in % of who picks an option blindly; None where there are no options."""
+    [examples] = train.test_questions(train.Run(), [task]).values()
+    shares = [len(e.targets) / len(e.options) for e in examples if e.options]
+    return f"{100 * statistics.mean(shares):.1f}" if shares else None
+
+
 WHEN = ("before", "after")
 COLUMNS = {"none": "before", **METHODS}
 
@@ -167,15 +174,16 @@ def official_table(results: dict[str, Result]) -> str:
 def table_2(results: dict[str, Result]) -> str:
     """All tasks, all methods, and the averages."""
     cells = {(task, method): of_method(results, task, method) for task in TASKS for method in COLUMNS}
-    rows = [[task, *(cells[task, method] for method in COLUMNS)] for task in TASKS]
+    rows = [[task, chance(task), *(cells[task, method] for method in COLUMNS)] for task in TASKS]
     means = {}
     for method in COLUMNS:
         column = [cells[task, method] for task in TASKS]
         means[method] = average(column) if all(column) else None
-    rows.append(["average", *means.values()])
+    rows.append(["average", None, *means.values()])
     text = (
         f"Test accuracy in %, 95 % interval. {', '.join(WITH_SEEDS)}: {len(SEEDS)} seeds, the others one. "
-        f"Every method but fine-tuning draws the same number of outputs (`{' '.join(BUDGET)}`)."
+        f"Every method but fine-tuning draws the same number of outputs (`{' '.join(BUDGET)}`). "
+        "Chance is an option picked blindly."
     )
     said = [
         ["HIR over PPO, average (Sec. 1)", "11.2", _over(means["hir"], [means["ppo"]])],
@@ -188,7 +196,7 @@ def table_2(results: dict[str, Result]) -> str:
             [f"HIR over the better of PPO and FARL, {task} (Sec. 6.1)", paper, _over(cells[task, "hir"], others)]
         )
     return (
-        markdown("Table 2: all tasks", text, ["task", *COLUMNS.values()], rows)
+        markdown("Table 2: all tasks", text, ["task", "chance", *COLUMNS.values()], rows)
         + "\n"
         + markdown(
             "What the paper says of Table 2", "In points; its models are FLAN-T5's.", ["", "paper", "here"], said

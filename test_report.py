@@ -74,14 +74,17 @@ def test_tables_show_the_numbers_of_the_runs(tmp_path):
     drawn = 4.303 * 0.05 / math.sqrt(3)  # the deviation of 0.80, 0.85, 0.90 is 0.05
     low, high = 0.85 - math.hypot(0.85 - low, drawn), min(1.0, 0.85 + math.hypot(high - 0.85, drawn))
     table = rows_of(tmp_path, "Table 2: all tasks")
-    assert table["task"] == ["before", "fine-tuning", "PPO", "FARL", "HIR"]
-    assert table[LD3][4] == f"85.0 [{100 * low:.1f}, {100 * high:.1f}]"
+    assert table["task"] == ["chance", "before", "fine-tuning", "PPO", "FARL", "HIR"]
+    assert table[LD3][0] == "33.3" and table["object_counting"][0] == "–"
+    assert 10 < float(table["geometric_shapes"][0]) < 30
+    assert table[LD3][5] == f"85.0 [{100 * low:.1f}, {100 * high:.1f}]"
     one_seed = "70.0 [{:.1f}, {:.1f}]".format(*(100 * end for end in wilson(0.7, 200)))
-    assert table["geometric_shapes"] == [
+    assert table["geometric_shapes"][1:] == [
         *("{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in (s, *wilson(s, 200)))) for s in (0.4, 0.9, 0.6, 0.5)),
         one_seed,
     ]
     assert [cell.split()[0] for cell in table["average"]] == [
+        "–",
         "40.0",
         "90.0",
         "60.0",
@@ -92,7 +95,7 @@ def test_tables_show_the_numbers_of_the_runs(tmp_path):
     assert said["HIR over PPO, average (Sec. 1)"][0] == "11.2"
     assert said["HIR over PPO, average (Sec. 1)"][1].startswith("11.2 [")  # 71.25 - 60
     assert said["HIR over FARL, average (Sec. 1)"][1].startswith("21.2 [")
-    assert table[TRACKING][4] == f"{one_seed} (1 of 3 runs)"
+    assert table[TRACKING][5] == f"{one_seed} (1 of 3 runs)"
     (seven,) = (row for name, row in said.items() if "seven" in name)
     assert seven[0] == "29.2" and seven[1].startswith("10.0 [")
     sizes = [line for line in (tmp_path / "tables.md").read_text().splitlines() if f"| {TRACKING} | t5-nano |" in line]
