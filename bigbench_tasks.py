@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from generators import GENERATORS
+from support.generators import GENERATORS
 
 # Directory under benchmark_tasks -> SHA-256 of the official task.json in it.
 _SHA256 = {

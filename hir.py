@@ -20,12 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-import distributed
-import finite
-from batching import Pair, group_by, make_batches, pad_rows, sizes, until
 from bigbench_tasks import Example
 from feedback import CORRECT, WRONG, instruction_for, is_correct, may_become_correct
 from model_t5 import T5, Tokenizer
+from support import finite, processes
+from support.batches import Pair, group_by, make_batches, pad_rows, sizes, until
 
 IGNORE = -100  # in labels: no token to learn here
 
@@ -148,8 +147,8 @@ def sample_ids(
     was_training = model.training
     model.eval()
     outputs = []
-    mine = distributed.shard(by_length)
-    with distributed.whole(model), tqdm(total=len(mine), desc=progress, leave=False, disable=_silent(progress)) as bar:
+    mine = processes.shard(by_length)
+    with processes.whole(model), tqdm(total=len(mine), desc=progress, leave=False, disable=_silent(progress)) as bar:
         for i in range(0, len(mine), batch_size):
             batch = mine[i : i + batch_size]
             input_ids, attention_mask = pad_rows([sources[j] for j in batch], tokenizer.pad_token_id, model.device)
@@ -159,7 +158,7 @@ def sample_ids(
             outputs += zip(batch, answers, strict=True)
             bar.update(len(batch))
     model.train(was_training)
-    answers = dict(distributed.gather(outputs))
+    answers = dict(processes.gather(outputs))
     return [answers[j] * (num_samples // num_drawn) for j in range(len(prompts))]
 
 
@@ -429,7 +428,7 @@ def gradient_step(
     by_length = sorted(groups, key=lambda group: len(group[0].question))
     optimizer.zero_grad(set_to_none=True)
     done = []
-    for part in distributed.rounds(by_length, settings.micro_batch_size or len(groups)):
+    for part in processes.rounds(by_length, settings.micro_batch_size or len(groups)):
         part_tokens, part_outputs = sizes(part)
         with model.autocast():
             terms = objective.terms(part or groups[:1])  # a process with no groups left still takes part, with weight 0
@@ -439,9 +438,9 @@ def gradient_step(
         zero = torch.zeros((), device=model.device)
         done.append((part, torch.stack([terms[name].detach() if name in terms else zero for name in weights])))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    distributed.sum_gradients(parameters)
+    processes.sum_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-    losses = distributed.sum_values(sum(values for _, values in done))
+    losses = processes.sum_values(sum(values for _, values in done))
     if not (losses.isfinite().all() and norm.item() < float("inf")):  # alike in all processes
         finite.show(done, groups)
         return None
@@ -459,4 +458,4 @@ def _mean(values: Tensor) -> Tensor:
 
 def _silent(progress: str | None) -> bool | None:
     """For tqdm: no bar without a name or from any but the first process; None leaves it to tqdm, which asks for a terminal."""
-    return True if progress is None or distributed.rank() > 0 else None
+    return True if progress is None or processes.rank() > 0 else None

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-import checkpoints_io
-from checkpoints_io import CheckpointError
-from tokenizer_t5 import Tokenizer
+from support import checkpoint_files
+from support.checkpoint_files import CheckpointError
+from support.tokenizer_t5 import Tokenizer
 
 # Added to the score of what must not be seen. Finite, within the range of bfloat16: a row with nothing to see gets a
 # uniform mixture instead of NaN.
@@ -405,22 +405,22 @@ class T5(nn.Module):
 
 def load_checkpoint(path_or_name: str | os.PathLike) -> tuple[T5, Tokenizer]:
     """A float32 model in evaluation mode and its tokenizer, from a directory or by the model's name on the hub."""
-    directory = checkpoints_io.find_checkpoint(path_or_name)
+    directory = checkpoint_files.find_checkpoint(path_or_name)
     config = _read_config(directory / "config.json")
     tokenizer = Tokenizer.load(directory)
     tokenizer.check_fit(config, directory)
-    tensors = checkpoints_io.read_tensors(directory)
+    tensors = checkpoint_files.read_tensors(directory)
     _drop_copies(tensors, config, directory)
     with torch.device("meta"):  # shapes alone: no memory is taken on the word of config.json
         model = T5(config)
-    checkpoints_io.check_fit(tensors, dict(model.named_parameters()), directory)
+    checkpoint_files.check_fit(tensors, dict(model.named_parameters()), directory)
     model.to_empty(device="cpu")
-    checkpoints_io.copy_tensors(tensors, dict(model.named_parameters()), directory)
+    checkpoint_files.copy_tensors(tensors, dict(model.named_parameters()), directory)
     return model.eval(), tokenizer
 
 
 def _read_config(path: Path) -> T5Config:
-    values = checkpoints_io.read_json(path)
+    values = checkpoint_files.read_json(path)
     for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"):
         if values.get(name) is None:
             raise CheckpointError(f"{path}: {name} is missing; a T5 checkpoint has it.")
@@ -455,7 +455,7 @@ def save_checkpoint(directory: str | os.PathLike, model: T5, tokenizer: Tokenize
     state: the model's state_dict, where the model itself has only a share of it.
     """
     (directory := Path(directory)).mkdir(parents=True, exist_ok=True)
-    checkpoints_io.write_safetensors(directory / "model.safetensors", state or model.state_dict())
+    checkpoint_files.write_safetensors(directory / "model.safetensors", state or model.state_dict())
     tokenizer.save(directory)
     kind = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}
-    checkpoints_io.write_json(directory / "config.json", kind | dataclasses.asdict(model.config))
+    checkpoint_files.write_json(directory / "config.json", kind | dataclasses.asdict(model.config))

@@ -17,11 +17,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import hir
-from batching import group_by
 from bigbench_tasks import TASKS, Example, generate, load
-from conftest import SHARED
 from feedback import CORRECT, WRONG, is_correct, may_become_correct, parse_number
 from model_t5 import T5, T5Config, Tokenizer, save_checkpoint
+from support.batches import group_by
+from tests.conftest import SHARED
 
 HERE = Path(__file__).resolve().parent
 

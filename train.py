@@ -18,18 +18,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import baselines
-import distributed
-import endings
-import explain
 import hir
-import ppo
-from batching import Pair
+from baselines import imitation, ppo
 from bigbench_tasks import Example, expand, generate, load, split
 from feedback import CORRECT, WRONG, is_correct
 from hir import setting
 from model_t5 import T5, Tokenizer, load_checkpoint
-from run_files import RunError, check_run, open_run, restore, save_iteration
+from support import exits, explain, processes
+from support.batches import Pair
+from support.run_directory import RunError, check_run, open_run, restore, save_iteration
 
 HERE = Path(__file__).resolve().parent
 
@@ -128,13 +125,13 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[Run, hir.Settings, p
     for name in ("easier", "level", "label_smoothing", "ppo_discount", "ppo_lambda"):
         if values.get(name, 0) > 1:
             parser.error(f"--{name.replace('_', '-')} is {values[name]}; it must be at most 1")
-    if settings.contrastive == "batch" and (settings.micro_batch_size or distributed.launched()):
+    if settings.contrastive == "batch" and (settings.micro_batch_size or processes.launched()):
         parser.error(
             "--contrastive batch compares all of a batch; it goes neither with --micro-batch-size nor torchrun"
         )
     if run.method == "ppo" and settings.sampling_temperature == 0:
         parser.error("--sampling-temperature is 0; PPO needs outputs that are drawn at random")
-    if run.shard_model and (run.compile or run.method == "ppo" or not distributed.launched()):
+    if run.shard_model and (run.compile or run.method == "ppo" or not processes.launched()):
         parser.error("--shard-model needs torchrun, and goes neither with --compile nor with --method ppo")
     return run, settings, ppo_settings
 
@@ -157,7 +154,7 @@ def choose_device(run: Run) -> tuple[torch.device, torch.dtype]:
     """
     name = run.device if run.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(f"cuda:{distributed.local_rank()}" if name == "cuda" else name)
+        device = torch.device(f"cuda:{processes.local_rank()}" if name == "cuda" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -270,12 +267,12 @@ def pairs_of(
 ) -> tuple[list[Pair], dict]:
     """What an iteration trains on, by method, and what is to be said about it."""
     if run.method == "sft":
-        return baselines.finetuning_pairs(examples, tokenizer, run.answers), {"sampled": 0}
+        return imitation.finetuning_pairs(examples, tokenizer, run.answers), {"sampled": 0}
     generator = torch.Generator().manual_seed(derived_seed(run.seed, iteration, "samples"))
     samples = hir.sample_online(model, tokenizer, examples, settings, generator)
     about = {"sampled": len(samples), "right_share": sum(s.right for s in samples) / max(1, len(samples))}
     if run.method == "farl":
-        return baselines.farl_pairs(samples, tokenizer), about
+        return imitation.farl_pairs(samples, tokenizer), about
     if run.method == "ppo":
         rollouts, measured = ppo.roll_out(model, ppo_state, tokenizer, samples, settings)
         return rollouts, about | measured
@@ -291,7 +288,7 @@ def aim_of(
     if run.method == "ppo":
         settings = ppo.shared_settings(settings, ppo_state.settings)
         return settings, ppo.ppo_objective(model, ppo_state, tokenizer, settings)
-    settings = settings if run.method == "hir" else baselines.supervised_settings(settings)
+    settings = settings if run.method == "hir" else imitation.supervised_settings(settings)
     return settings, hir.hir_objective(model, tokenizer, settings)
 
 
@@ -345,11 +342,11 @@ def load_model(run: Run) -> tuple[T5, Tokenizer]:
     device, dtype = choose_device(run)
     if device.type == "cpu":
         keep_freed_memory()
-    distributed.start(device)
-    with distributed.first_alone():
+    processes.start(device)
+    with processes.first_alone():
         model, tokenizer = load_checkpoint(checkpoint_path(run.checkpoint))
     if run.shard_model:
-        distributed.shard_model(model, device, dtype)
+        processes.shard_model(model, device, dtype)
     model.compute_dtype = dtype
     model.gradient_checkpointing = run.gradient_checkpointing
     return model.to(device), tokenizer
@@ -391,12 +388,12 @@ def train(run: Run, settings: hir.Settings, ppo_settings: ppo.PPOSettings) -> di
         fuse_kernels(model)
     size = sum(p.numel() for p in model.parameters())
     say(f"{run.method} on {', '.join(tasks)}")
-    place = f"{model.device} in {model.compute_dtype}, {distributed.world_size()} process(es)"
+    place = f"{model.device} in {model.compute_dtype}, {processes.world_size()} process(es)"
     say(f"{run.checkpoint}: {size:,} parameters on {place}")
     say(f"ready after {time.perf_counter() - begin:.1f} s; writes to {out}")
 
     for iteration in range(len(lines), (0 if run.method == "none" else run.iterations) + 1):
-        torch.manual_seed(derived_seed(run.seed, iteration, distributed.rank(), "dropout"))
+        torch.manual_seed(derived_seed(run.seed, iteration, processes.rank(), "dropout"))
         sampled = lines[-1]["sampled"] if lines else 0
         line: dict = {"iteration": iteration, "sampled": sampled, "right_share": None}
         seconds, losses, pairs = {}, {}, []
@@ -432,7 +429,7 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def say(text: str) -> None:
     """Print from the first process, without tearing a progress bar."""
-    if distributed.rank() == 0:
+    if processes.rank() == 0:
         tqdm.write(text)
 
 
@@ -446,8 +443,8 @@ def start(argv: list[str] | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Its exit codes are those of endings.py."""
-    return endings.end_well(lambda: start(argv))
+    """The command. Its exit codes are those of exits.py."""
+    return exits.end_well(lambda: start(argv))
 
 
 if __name__ == "__main__":

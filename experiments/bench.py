@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench_systems import HERE, WORK, Job, folder
-from checkpoints_io import write_file
+from experiments.bench_systems import HERE, WORK, Job, folder
+from support.checkpoint_files import write_file
 
 Row = dict[str, Job]  # who, or which size, is measured
 
@@ -111,7 +111,7 @@ def take_turns(row: Row, rounds: int) -> dict[str, dict]:
     workers, found = {}, {name: [] for name in row}
     try:
         for name, job in row.items():  # one after the other, so that what loading takes does not add up
-            command = [sys.executable, __file__, "--worker", json.dumps(asdict(job))]
+            command = [sys.executable, "-m", "experiments.bench", "--worker", json.dumps(asdict(job))]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             workers[name] = subprocess.Popen(command, env=environment, **pipes)
             measure(workers[name], 0)

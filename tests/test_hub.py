@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from model_t5 import CheckpointError, load_checkpoint
-from test_model_t5 import FLAN, as_bin, assert_same_function, write_peer
+from tests.test_model_t5 import FLAN, as_bin, assert_same_function, write_peer
 
 
 @pytest.fixture

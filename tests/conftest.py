@@ -10,15 +10,14 @@ import os
 from pathlib import Path
 
 import bigbench_tasks
-import checkpoints_io
-import run_files
+from support import checkpoint_files, run_directory
 
 SPIECE_SHA256 = "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86"
 
 
 def find_shared() -> Path:
     """A directory with bigbench/ (laid out like BIG-bench's benchmark_tasks) and t5/spiece.model."""
-    beside = Path(os.environ.get("HIR_SHARED") or Path(__file__).resolve().parent.parent / "shared")
+    beside = Path(os.environ.get("HIR_SHARED") or Path(__file__).resolve().parents[2] / "shared")
     if (beside / "bigbench").is_dir():
         return beside
     for task in bigbench_tasks.TASKS:
@@ -26,19 +25,19 @@ def find_shared() -> Path:
     shared = next(parent.parent for parent in cached.parents if parent.name == "bigbench")
     spiece = shared / "t5" / "spiece.model"
     spiece.parent.mkdir(exist_ok=True)
-    checkpoints_io.download("google-t5/t5-small", "spiece.model", spiece.parent)
+    checkpoint_files.download("google-t5/t5-small", "spiece.model", spiece.parent)
     if hashlib.sha256(spiece.read_bytes()).hexdigest() != SPIECE_SHA256:
         spiece.unlink()
-        raise checkpoints_io.CheckpointError(f"{spiece} is not T5's vocabulary (SHA-256); try again.")
+        raise checkpoint_files.CheckpointError(f"{spiece} is not T5's vocabulary (SHA-256); try again.")
     return shared
 
 
 def record(what: str, **measured) -> None:
     """Write a line of results/reliability.jsonl, in place of an earlier one about the same."""
     if THOROUGH:
-        path = Path(__file__).resolve().parent / "results" / "reliability.jsonl"
+        path = Path(__file__).resolve().parents[1] / "results" / "reliability.jsonl"
         lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-        run_files.write_lines(path, [line for line in lines if line["what"] != what] + [{"what": what, **measured}])
+        run_directory.write_lines(path, [line for line in lines if line["what"] != what] + [{"what": what, **measured}])
 
 
 SHARED = find_shared()

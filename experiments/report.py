@@ -15,11 +15,10 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import report_figures
 import train
 from bigbench_tasks import TASKS
-from checkpoints_io import write_file
-from report_runs import (
+from experiments import report_figures
+from experiments.report_runs import (
     ABLATED,
     ABLATIONS,
     AS_MANY_STEPS,
@@ -45,6 +44,7 @@ from report_runs import (
     run_missing,
     seeds_of,
 )
+from support.checkpoint_files import write_file
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
 

@@ -21,16 +21,15 @@ import torch
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from test_reliability import write_model
 
-import checkpoints_io
 import hir
-import run_files
 from bigbench_tasks import TASKS, Example, TaskError, generate, load
-from checkpoints_io import CheckpointError
-from conftest import THOROUGH, record
 from feedback import CORRECT, WRONG, is_correct, may_become_correct
 from model_t5 import load_checkpoint
-from test_reliability import write_model
+from support import checkpoint_files, run_directory
+from support.checkpoint_files import CheckpointError
+from tests.conftest import THOROUGH, record
 
 CASES = 10_000 if THOROUGH else 240
 
@@ -88,10 +87,10 @@ def forms(tmp_path_factory):
     sizes = {"d_model": 8, "d_kv": 2, "d_ff": 8, "num_layers": 1, "num_heads": 2}
     plain = {path.name: path.read_bytes() for path in write_model(place / "plain", **sizes).iterdir()}
     rest = {name: data for name, data in plain.items() if name != "model.safetensors"}
-    tensors = {k: v.clone() for k, v in checkpoints_io.read_tensors(place / "plain").items()}
+    tensors = {k: v.clone() for k, v in checkpoint_files.read_tensors(place / "plain").items()}
     halves = [dict(list(tensors.items())[i::2]) for i in range(2)]
     for i, half in enumerate(halves):
-        checkpoints_io.write_safetensors(place / f"half{i}.safetensors", half)
+        checkpoint_files.write_safetensors(place / f"half{i}.safetensors", half)
     weight_map = {name: f"half{i}.safetensors" for i, half in enumerate(halves) for name in half}
     split = {f"half{i}.safetensors": (place / f"half{i}.safetensors").read_bytes() for i in range(2)}
     split["model.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
@@ -195,17 +194,17 @@ def test_a_damaged_or_hostile_state_is_refused(tmp_path):
     bad += [pickle.dumps(bomb) for bomb in bombs(marker)]
     for data in bad:
         path.write_bytes(data)
-        with pytest.raises(run_files.RunError, match=r"state\.pt cannot be resumed from"), little_memory():
-            run_files.restore(tmp_path, parts)
+        with pytest.raises(run_directory.RunError, match=r"state\.pt cannot be resumed from"), little_memory():
+            run_directory.restore(tmp_path, parts)
     assert not marker.exists()
     path.write_bytes(state)
-    assert run_files.restore(tmp_path, parts) == [{"iteration": 0}]
+    assert run_directory.restore(tmp_path, parts) == [{"iteration": 0}]
     for config in (b"", b"[]", b'{"run": 3, "settings": 4}', b'{"run": {}}', None):
         (tmp_path / "config.json").unlink(missing_ok=True)
         if config is not None:
             (tmp_path / "config.json").write_bytes(config)
-        with pytest.raises(run_files.RunError, match=r"config\.json is missing or damaged"):
-            run_files.check_run(tmp_path, {}, {}, resume=True)
+        with pytest.raises(run_directory.RunError, match=r"config\.json is missing or damaged"):
+            run_directory.check_run(tmp_path, {}, {}, resume=True)
 
 
 # --- The fuzzer -------------------------------------------------------------------------------------------------------

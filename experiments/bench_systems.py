@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import checkpoints_io
 import hir
-from baselines import finetuning_pairs, supervised_settings
-from batching import Pair, group_by, pad_rows
+from baselines.imitation import finetuning_pairs, supervised_settings
 from bigbench_tasks import Example, load
-from conftest import SHARED
 from model_t5 import T5, T5Config, Tokenizer, load_checkpoint, save_checkpoint
+from support import checkpoint_files
+from support.batches import Pair, group_by, pad_rows
+from tests.conftest import SHARED
 from train import fuse_kernels, keep_freed_memory
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 FLAN = {"d_kv": 64, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 SHAPES = {
     "small": T5Config(d_model=512, d_ff=1024, num_layers=8, num_heads=6, **FLAN),
@@ -252,7 +252,7 @@ def hir_authors(job: Job) -> Callable:
 
 def limit(job: Job) -> Callable:
     """The machine's own matrix product: the feed-forward layer's, for all source tokens of the questions."""
-    config, tokenizer = checkpoints_io.read_json(folder(job) / "config.json"), Tokenizer.load(folder(job))
+    config, tokenizer = checkpoint_files.read_json(folder(job) / "config.json"), Tokenizer.load(folder(job))
     tokens, dtype = sum(len(tokenizer.encode(text)) for text in prompts(job, tokenizer)), getattr(torch, job.dtype)
     x, weight = (torch.randn(rows, config["d_model"], dtype=dtype) for rows in (tokens, config["d_ff"]))
     return lambda: F.linear(x, weight)

@@ -22,11 +22,10 @@ from typing import Any, TextIO
 
 import torch
 
-import distributed
-import finite
-from batching import Pair
-from checkpoints_io import load_pickle, read_json, replacing, write_file, write_json
 from model_t5 import T5, Tokenizer, save_checkpoint
+from support import finite, processes
+from support.batches import Pair
+from support.checkpoint_files import load_pickle, read_json, replacing, write_file, write_json
 
 # In the middle of a run: where and how long it runs, and how its work is done.
 MAY_CHANGE = {"out", "resume", "device", "iterations", "micro_batch_size", "sampling_batch_size", "shard_model"}
@@ -79,7 +78,7 @@ def open_run(out: Path, run: dict, settings: dict, resume: bool) -> TextIO | Non
         except OSError as error:
             raise RunError(f"{out} cannot be written ({error.strerror}); choose another --out.") from error
 
-    distributed.from_first(take)
+    processes.from_first(take)
     return lock
 
 
@@ -100,12 +99,12 @@ def lock_or_refuse(lock: TextIO, out: Path) -> None:
 def restore(out: Path, parts: dict[str, Any]) -> list[dict]:
     """Put the parts of a run back into the state of its last whole iteration; returns its metrics, [] if there is none."""
     path = out / "state.pt"
-    if not distributed.from_first(path.exists):
+    if not processes.from_first(path.exists):
         return []
     try:
-        state = load_pickle(path, check_sums=distributed.rank() == 0)
+        state = load_pickle(path, check_sums=processes.rank() == 0)
         for name, part in parts.items():
-            distributed.load_state(part, state[name])
+            processes.load_state(part, state[name])
         finite.check_weights(parts["optimizer"])
         return list(state["lines"])
     except Exception as error:  # a damaged file can raise anything
@@ -115,7 +114,7 @@ def restore(out: Path, parts: dict[str, Any]) -> list[dict]:
 
 def describe(run: dict, settings: dict) -> dict:
     """config.json: every setting, and what the numbers were measured on."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     commit = ""
     with suppress(OSError):  # there is no git
         git = ["git", "rev-parse", "HEAD"]
@@ -138,8 +137,8 @@ def save_iteration(
     to stop waits until all is written.
     """
     iteration = lines[-1]["iteration"]
-    states = {name: distributed.whole_state(part.state_dict()) for name, part in parts.items()}
-    if distributed.rank() > 0:
+    states = {name: processes.whole_state(part.state_dict()) for name, part in parts.items()}
+    if processes.rank() > 0:
         return
     try:
         with unbroken():

@@ -11,10 +11,10 @@ from dataclasses import replace
 import torch
 
 import hir
-from batching import Pair, group_by, sizes
 from bigbench_tasks import Example, answer_text
 from feedback import CORRECT, WRONG
 from model_t5 import T5, Tokenizer
+from support.batches import Pair, group_by, sizes
 
 ASKS_FOR = {CORRECT: "answer correctly", WRONG: "answer wrongly  "}
 

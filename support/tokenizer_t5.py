@@ -7,8 +7,8 @@ from pathlib import Path
 
 import sentencepiece
 
-import checkpoints_io
-from checkpoints_io import CheckpointError
+from support import checkpoint_files
+from support.checkpoint_files import CheckpointError
 
 MAX_SPARE = 1000  # rows of the embedding beyond the vocabulary; published models have up to 127
 
@@ -21,7 +21,7 @@ class Tokenizer:
     """
 
     def __init__(self, spiece_path: str | os.PathLike, extra_ids: int = 100):
-        self.model_proto = checkpoints_io.read_file(Path(spiece_path))  # kept, to be written with a checkpoint
+        self.model_proto = checkpoint_files.read_file(Path(spiece_path))  # kept, to be written with a checkpoint
         complete = False
         if self.model_proto:
             with suppress(RuntimeError, UnicodeDecodeError):
@@ -42,7 +42,7 @@ class Tokenizer:
     def load(cls, directory: Path) -> "Tokenizer":
         """The tokenizer of a checkpoint."""
         options = directory / "tokenizer_config.json"  # which the oldest checkpoints lack
-        extra_ids = checkpoints_io.read_json(options).get("extra_ids", 100) if options.is_file() else 100
+        extra_ids = checkpoint_files.read_json(options).get("extra_ids", 100) if options.is_file() else 100
         if type(extra_ids) is not int or not 0 <= extra_ids <= 10_000:
             raise CheckpointError(f"{options}: extra_ids is {extra_ids!r}, not a number between 0 and 10,000.")
         return cls(directory / "spiece.model", extra_ids)
@@ -61,9 +61,9 @@ class Tokenizer:
 
     def save(self, directory: Path) -> None:
         """Write what `load` and transformers read."""
-        checkpoints_io.write_file(directory / "spiece.model", self.model_proto)
+        checkpoint_files.write_file(directory / "spiece.model", self.model_proto)
         options = {"tokenizer_class": "T5Tokenizer", "extra_ids": self.extra_ids}
-        checkpoints_io.write_json(directory / "tokenizer_config.json", options)
+        checkpoint_files.write_json(directory / "tokenizer_config.json", options)
 
     @property
     def vocab_size(self) -> int:

@@ -9,17 +9,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-import baselines
 import hir
-import ppo
 import train
-from batching import Pair, group_by
+from baselines import imitation, ppo
 from bigbench_tasks import TASKS, answer_text, generate
-from conftest import SHARED
 from feedback import CORRECT, WRONG, is_correct
-from generators import DOMAINS
 from model_t5 import T5, T5Config, Tokenizer, load_checkpoint
+from support.batches import Pair, group_by
+from support.generators import DOMAINS
 from test_hir import HERE, metrics, run, without_seconds
+from tests.conftest import SHARED
 
 QUESTIONS = [example for task in TASKS for example in generate(task, 2, seed=5)]
 LENGTHS = [1, 4, 2, 7]
@@ -172,7 +171,7 @@ def test_steps_lead_to_the_answer():
 def test_answers_to_learn_from(tiny):
     _, tokenizer = tiny
     for answers in ("letters", "text", "steps"):
-        pairs = baselines.finetuning_pairs(QUESTIONS, tokenizer, answers)
+        pairs = imitation.finetuning_pairs(QUESTIONS, tokenizer, answers)
         assert {pair.instruction for pair in pairs} == {CORRECT}
         for pair, example in zip(pairs, QUESTIONS, strict=True):
             assert is_correct(tokenizer.decode(pair.tokens), example)
@@ -181,9 +180,9 @@ def test_answers_to_learn_from(tiny):
 def test_answers_under_both_instructions_are_right_as_often_as_said(tiny):
     _, tokenizer = tiny
     examples = [example for task in TASKS for example in generate(task, 100, seed=5)]
-    for answers, shares in baselines.RIGHT_SHARES.items():
+    for answers, shares in imitation.RIGHT_SHARES.items():
         right = {CORRECT: [], WRONG: []}
-        for pair, example in zip(baselines.finetuning_pairs(examples, tokenizer, answers), examples, strict=True):
+        for pair, example in zip(imitation.finetuning_pairs(examples, tokenizer, answers), examples, strict=True):
             output = tokenizer.decode(pair.tokens)
             assert ("So the answer is" in output) == bool(example.steps)
             right[pair.instruction].append(is_correct(output, example))
@@ -196,11 +195,11 @@ def test_farl_imitates_right_outputs_alone_and_nothing_when_there_are_none(tiny)
     model, tokenizer = tiny
     answers = [(example, output) for example in QUESTIONS for output in (example.targets[0], "0 zebra")]
     samples = [hir.Sample(example, output, is_correct(output, example)) for example, output in answers]
-    pairs = baselines.farl_pairs(samples, tokenizer)
+    pairs = imitation.farl_pairs(samples, tokenizer)
     assert pairs == [Pair(CORRECT, e.question, tuple(tokenizer.encode(e.targets[0]))) for e in QUESTIONS]
-    settings = baselines.supervised_settings(hir.Settings())
+    settings = imitation.supervised_settings(hir.Settings())
     objective = hir.hir_objective(model, tokenizer, settings)
-    nothing = baselines.farl_pairs([sample for sample in samples if not sample.right], tokenizer)
+    nothing = imitation.farl_pairs([sample for sample in samples if not sample.right], tokenizer)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
     before = model.shared.weight.clone()

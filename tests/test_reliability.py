@@ -20,12 +20,12 @@ import torch
 import hir
 import train
 from bigbench_tasks import generate
-from checkpoints_io import replacing, write_file
-from conftest import THOROUGH, record
 from feedback import WRONG, is_correct
 from model_t5 import T5, T5Config, Tokenizer, load_checkpoint, save_checkpoint
+from support.checkpoint_files import replacing, write_file
+from tests.conftest import THOROUGH, record
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 SPIECE = HERE / "checkpoints" / "t5-mini" / "spiece.model"
 ITERATIONS = 4
 

@@ -9,10 +9,10 @@ import torch
 
 import hir
 import train
-from bench_systems import SHAPES
+from experiments.bench_systems import SHAPES
 from model_t5 import T5
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 README = (HERE / "README.md").read_text(encoding="utf-8")
 
 

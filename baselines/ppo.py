@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-import distributed
-from batching import Pair, chunks, group_by
 from feedback import CORRECT
 from hir import Batch, Objective, Sample, Settings, entropy_loss, make_batch, setting
 from model_t5 import T5, Tokenizer
+from support import processes
+from support.batches import Pair, chunks, group_by
 
 # --- 1. What PPO keeps ------------------------------------------------------------------------------------------------
 
@@ -122,7 +122,7 @@ def roll_out(
     policy.eval()
     pairs = [Pair(CORRECT, s.example.question, s.tokens) for s in samples]
     groups = group_by(range(len(pairs)), key=lambda i: pairs[i].question)
-    mine = distributed.shard(sorted(groups, key=lambda group: len(pairs[group[0]].question)))
+    mine = processes.shard(sorted(groups, key=lambda group: len(pairs[group[0]].question)))
     looked: list[tuple[int, list[list[float]]]] = []
     for part in chunks(mine, settings.micro_batch_size or settings.sampling_batch_size):
         batch = make_batch(policy, tokenizer, [[pairs[i] for i in group] for group in part], settings)
@@ -132,7 +132,7 @@ def roll_out(
         order = [i for group in part for i in group]
         outputs = columns.split([len(pairs[i].tokens) for i in order])
         looked += [(i, output.T.tolist()) for i, output in zip(order, outputs, strict=True)]
-    by_sample = dict(distributed.gather(looked))
+    by_sample = dict(processes.gather(looked))
     log_probs, reference_log_probs, values = (
         pad_sequence([torch.tensor(by_sample[i][k]) for i in range(len(samples))], batch_first=True) for k in range(3)
     )  # (R, T), 0 at padding

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-import bench
-from bench_systems import WORK, Job
+from experiments import bench
+from experiments.bench_systems import WORK, Job
 
 SMALL = {"shape": "mini", "dtype": "float32", "questions": 3}
 

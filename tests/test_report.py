@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import report
-import report_runs
 import train
 from bigbench_tasks import TASKS
+from experiments import report, report_runs
 
 LD3, TRACKING = report.ABLATED
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import train
 from bigbench_tasks import TASKS
-from run_files import write_lines
+from support.run_directory import write_lines
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 
 # --- The experiments --------------------------------------------------------------------------------------------------
 

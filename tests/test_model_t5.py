@@ -1,4 +1,4 @@
-"""model_t5.py, tokenizer_t5.py and checkpoints_io.py: against transformers, and against bad files."""
+"""model_t5.py, tokenizer_t5.py and checkpoint_files.py: against transformers, and against bad files."""
 
 import json
 import pickle
@@ -12,9 +12,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-import checkpoints_io
-from conftest import SHARED
 from model_t5 import T5, CheckpointError, Dropout, T5Config, Tokenizer, load_checkpoint, save_checkpoint
+from support import checkpoint_files
+from tests.conftest import SHARED
 
 SPIECE = SHARED / "t5" / "spiece.model"
 
@@ -429,7 +429,7 @@ def test_missing_and_broken_files_are_named(good):
 
 def test_an_interrupted_write_leaves_the_old_file(good, monkeypatch):
     before = {path.name: path.read_bytes() for path in good.iterdir()}
-    monkeypatch.setattr(checkpoints_io.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space left")))
+    monkeypatch.setattr(checkpoint_files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space left")))
     with pytest.raises(OSError, match="no space"):
         save_checkpoint(good, T5(T5Config(**TINY)), Tokenizer(SPIECE))
     assert {path.name: path.read_bytes() for path in good.iterdir()} == before

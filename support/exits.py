@@ -12,10 +12,10 @@ import signal
 import sys
 from collections.abc import Callable
 
-import distributed
 from bigbench_tasks import TaskError
-from checkpoints_io import CheckpointError
-from run_files import STOP_SIGNALS, RunError
+from support import processes
+from support.checkpoint_files import CheckpointError
+from support.run_directory import STOP_SIGNALS, RunError
 
 
 def end_well(command: Callable[[], None]) -> int:
@@ -31,7 +31,7 @@ def end_well(command: Callable[[], None]) -> int:
     if code:
         line = "".join(character if character.isprintable() else "?" for character in sentence)  # names come from files
         print(f"train.py: {line if len(line) < 2000 else line[:2000] + ' ...'}", file=sys.stderr, flush=True)
-    if distributed.launched():
+    if processes.launched():
         # The ordinary way out waits for processes that may be gone, and a thread of torch's that wants Python's lock
         # while Python ends aborts the process, although its work is done.
         sys.stdout.flush()
@@ -44,13 +44,13 @@ def end_well(command: Callable[[], None]) -> int:
 def _attempt(command: Callable[[], None]) -> tuple[int, str]:
     try:
         command()
-        distributed.stop()
+        processes.stop()
     except (TaskError, CheckpointError, RunError) as error:
         return 2, str(error)
     except FloatingPointError as error:
         return 1, f"{error}; {_how_to_go_on()}"
     except RuntimeError as error:
-        if not distributed.lost(error):
+        if not processes.lost(error):
             raise
         return 1, f"another process of this run has ended or cannot be reached; {_how_to_go_on()}"
     return 0, ""
@@ -58,7 +58,7 @@ def _attempt(command: Callable[[], None]) -> tuple[int, str]:
 
 def _how_to_go_on() -> str:
     """The command that resumes this run."""
-    program = "torchrun ..." if distributed.launched() else "python"
+    program = "torchrun ..." if processes.launched() else "python"
     command = shlex.join(sys.argv if "--resume" in sys.argv else [*sys.argv, "--resume"])
     return f"to go on after the last whole iteration: {program} {command}"
 

@@ -8,11 +8,11 @@ import random
 from collections.abc import Iterable
 from dataclasses import replace
 
-from batching import Pair
 from bigbench_tasks import Example, answer_text, slipped_answer
 from feedback import CORRECT, WRONG
 from hir import Sample, Settings, relabel
 from model_t5 import Tokenizer
+from support.batches import Pair
 
 # How often an answer is right: in lessons that do what is asked, and in a corpus that hardly cares, as nobody sorted it.
 RIGHT_SHARES = {"asked": {CORRECT: 1.0, WRONG: 0.0}, "mixed": {CORRECT: 1 / 3, WRONG: 1 / 4}}

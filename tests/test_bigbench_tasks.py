@@ -23,7 +23,7 @@ import pytest
 
 import bigbench_tasks as tasks
 from bigbench_tasks import TASKS, TaskError, expand, generate, load, split
-from conftest import SHARED
+from tests.conftest import SHARED
 
 BIGBENCH = SHARED / "bigbench"
 COUNTS = dict(zip(TASKS, (750, 1250, 1750, 300, 500, 700, 369, 1000, 360, 149, 2000, 1900), strict=True))

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import distributed
-from batching import Pair
+from support import processes
+from support.batches import Pair
 
 MAX_LEFT_OUT = 10  # gradient steps of an iteration
 
@@ -19,8 +19,8 @@ def show(parts: list[tuple[list[list[Pair]], Tensor]], groups: list[list[Pair]])
     processes, it is the gradient that is not, and nothing narrower than the whole batch can be named.
     """
     suspects = [group for part, terms in parts if not terms.isfinite().all() for group in part]
-    suspects = distributed.gather(suspects) or groups
-    if distributed.rank() == 0:
+    suspects = processes.gather(suspects) or groups
+    if processes.rank() == 0:
         lines = [f"    {pair}" for group in suspects for pair in group]
         tqdm.write("\n".join(["Step left out, a loss or gradient is not finite:", *lines]), file=sys.stderr)
 
@@ -29,8 +29,8 @@ def check_weights(optimizer: torch.optim.Optimizer) -> None:
     """Raise FloatingPointError unless all weights, and all that the optimizer keeps, are finite."""
     kept = [p for group in optimizer.param_groups for p in group["params"]]
     kept += [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-    finite = all(distributed.local(tensor).isfinite().all() for tensor in kept)
-    if not all(distributed.gather([finite])):
+    finite = all(processes.local(tensor).isfinite().all() for tensor in kept)
+    if not all(processes.gather([finite])):
         raise FloatingPointError("weights or what the optimizer keeps are not finite: try a smaller --learning-rate")
 
 
