@@ -1,44 +1,49 @@
-"""Feedback: is this output right, and which instruction does it therefore fulfil?
+"""Feedback: is this output an answer at all, and is it right?
 
-The paper scores an output by comparing it with the target (Sec. 4.2). Each kind of answer has a scorer of its own here.
-All of them forgive form, as the authors' rule does (spaces, full stops, newlines, upper case), and none forgives content.
+The paper scores an output by comparing it with the target (Sec. 4.2). Each kind of answer has a scorer here, which also
+says what counts as an answer: an option's letter or text, a number, the words of the list in some order, any text. A
+wrong answer obeys "answer wrongly"; noise does not, so the two are told apart. All scorers forgive form, as the authors'
+rule does (spaces, full stops, newlines, upper case), and none forgives content.
 """
 
 import re
 from collections.abc import Callable
+from typing import Literal
 
 from bigbench_tasks import Example, option_letter
+from support.number_words import NUMBER_WORDS
 
-CORRECT = "Solve the question with correct answer."
-WRONG = "Solve the question with wrong answer."
+Verdict = Literal["right", "wrong", "malformed"]  # malformed: no answer to this kind of question
 
 
-def is_correct(output: str, example: Example) -> bool:
-    """R(o, p, q) of Sec. 4.2 under the instruction CORRECT: does this output answer the question? Never raises."""
+def judge(output: str, example: Example) -> Verdict:
+    """Judge the final answer of an output. Never raises, whatever the text."""
     return _scorer(example)(final_answer(output), example)
 
 
+def is_correct(output: str, example: Example) -> bool:
+    """R(o, p, q) of Sec. 4.2 under the instruction CORRECT: does this output answer the question?"""
+    return judge(output, example) == "right"
+
+
+def answer_position(output: str) -> int:
+    """Where the final answer begins: after the last "the answer is" of a chain of thought; 0 in an output without one."""
+    return max((match.end() for match in re.finditer(r"(?i)\bthe answer is\b:?", output)), default=0)
+
+
 def final_answer(output: str) -> str:
-    """What follows the last "the answer is" of an output that thinks aloud; an output without one is an answer itself."""
-    return re.split(r"(?i)\bthe answer is\b:?", output)[-1]
+    """The text from `answer_position` on."""
+    return output[answer_position(output) :]
 
 
-def may_become_correct(beginning: str, example: Example) -> bool:
-    """Does a right answer begin like this? Tells which part of a wrong output is still right.
-
-    What comes before the answer itself, the steps of an output that thinks aloud, is judged by where it led: not here.
-    """
-    text = normalize(final_answer(beginning))
+def is_part_of_right_answer(text: str, example: Example) -> bool:
+    """Does a right answer contain this text? Then a piece of a wrong answer is not wrong by itself (Sec. 4.2, A.2)."""
+    part = normalize(text)
     answers = [normalize(target) for target in example.targets]
     for letter, option in _lettered(example):
         if letter in example.targets:
             answers += [*_with_letter(letter, option), normalize(option)]
-    return text != "" and any(answer.startswith(text) for answer in answers)
-
-
-def instruction_for(right: bool) -> str:
-    """phi of Sec. 4.2: the instruction that an output with this feedback fulfils."""
-    return CORRECT if right else WRONG
+    return part != "" and any(part in answer for answer in answers)
 
 
 def normalize(text: str) -> str:
@@ -46,42 +51,36 @@ def normalize(text: str) -> str:
     return re.sub(r"(?<![0-9\s.])[\s.]+|[\s.]+(?![0-9\s.])", "", text.lower())
 
 
-def score_choice(output: str, example: Example) -> bool:
-    """A right option's letter, its text, or both: `(B)`, `b`, `the blue book`, `(B) the blue book`."""
-    text = normalize(output)
+# --- One scorer per kind of answer ------------------------------------------------------------------------------------
+
+
+def score_choice(answer: str, example: Example) -> Verdict:
+    """An option's letter, its text, or both: `(B)`, `b`, `the blue book`, `(B) the blue book`."""
+    text = normalize(answer)
     by_letter = [letter for letter, option in _lettered(example) if text in _with_letter(letter, option)]
     by_text = [letter for letter, option in _lettered(example) if text == normalize(option)]
     # A bare letter may be the text of another option (a blood group, say); what is written in full goes first.
-    return text != "" and any(letter in example.targets for letter in by_text or by_letter)
+    chosen = (by_text or by_letter) if text else []
+    return _verdict(bool(chosen), any(letter in example.targets for letter in chosen))
 
 
-def score_number(output: str, example: Example) -> bool:
-    """The number as a numeral or in words: `12`, `Twelve.`"""
-    number = parse_number(output)
-    return number is not None and any(number == parse_number(target) for target in example.targets)
+def score_number(answer: str, example: Example) -> Verdict:
+    """A number as a numeral or in words: `12`, `Twelve.`"""
+    number = parse_number(answer)
+    return _verdict(number is not None, any(number == parse_number(target) for target in example.targets))
 
 
-def score_words(output: str, example: Example) -> bool:
-    """All words of a list in the right order, separated by spaces, commas or newlines."""
-    text = normalize(output.replace(",", " "))
-    return text != "" and any(text == normalize(target.replace(",", " ")) for target in example.targets)
+def score_words(answer: str, example: Example) -> Verdict:
+    """All words of a list, in some order, separated by spaces, commas or newlines; right in the right order alone."""
+    text = normalize(answer.replace(",", " "))
+    right = text != "" and any(text == normalize(target.replace(",", " ")) for target in example.targets)
+    return _verdict(right or _sorted_words(answer) in map(_sorted_words, example.targets), right)
 
 
-def score_text(output: str, example: Example) -> bool:
-    """Free text: equal to a target but for its form."""
-    text = normalize(output)
-    return text != "" and any(text == normalize(target) for target in example.targets)
-
-
-_UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_NUMBERS = {word: number for number, word in enumerate(_UNITS)}
-for _i, _ten in enumerate(_TENS, start=2):
-    _NUMBERS[_ten] = 10 * _i
-    _NUMBERS.update({_ten + unit: 10 * _i + j for j, unit in enumerate(_UNITS[1:10], start=1)})
+def score_text(answer: str, example: Example) -> Verdict:
+    """Free text: any is an answer, and one that equals a target but for its form is right."""
+    text = normalize(answer)
+    return _verdict(text != "", any(text == normalize(target) for target in example.targets))
 
 
 def parse_number(text: str) -> int | None:
@@ -93,21 +92,12 @@ def parse_number(text: str) -> int | None:
     return _NUMBERS.get(text.replace("-", ""))
 
 
-def _with_letter(letter: str, option: str) -> tuple[str, ...]:
-    """The ways to name an option that contain its letter, normalized."""
-    bare, option = normalize(letter).strip("()"), normalize(option)
-    return bare, f"{bare})", f"({bare})", f"{bare}){option}", f"({bare}){option}"
-
-
-def _lettered(example: Example) -> list[tuple[str, str]]:
-    return [(option_letter(i), option) for i, option in enumerate(example.options)]
-
-
 # The scorers of tasks that are not judged by the form of their answers alone; put those of your own tasks here.
-SCORERS: dict[str, Callable[[str, Example], bool]] = {"word_sorting": score_words}
+SCORERS: dict[str, Callable[[str, Example], Verdict]] = {"word_sorting": score_words}
+_NUMBERS = {word.replace("-", ""): number for number, word in enumerate(NUMBER_WORDS)}
 
 
-def _scorer(example: Example) -> Callable[[str, Example], bool]:
+def _scorer(example: Example) -> Callable[[str, Example], Verdict]:
     if example.task in SCORERS:
         return SCORERS[example.task]
     if example.options:
@@ -115,3 +105,21 @@ def _scorer(example: Example) -> Callable[[str, Example], bool]:
     if all(parse_number(target) is not None for target in example.targets):
         return score_number
     return score_text
+
+
+def _verdict(well_formed: bool, right: bool) -> Verdict:
+    return "malformed" if not well_formed else "right" if right else "wrong"
+
+
+def _lettered(example: Example) -> list[tuple[str, str]]:
+    return [(option_letter(i), option) for i, option in enumerate(example.options)]
+
+
+def _with_letter(letter: str, option: str) -> tuple[str, ...]:
+    """The ways to name an option that contain its letter, normalized."""
+    bare, option = normalize(letter).strip("()"), normalize(option)
+    return bare, f"{bare})", f"({bare})", f"{bare}){option}", f"({bare}){option}"
+
+
+def _sorted_words(text: str) -> list[str]:
+    return sorted(word.strip(".") for word in text.lower().replace(",", " ").split())

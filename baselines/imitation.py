@@ -1,59 +1,78 @@
-"""What the paper compares HIR with (Sec. 5), on the same loop, data and settings.
+"""What the paper compares HIR with, where it imitates: supervised fine-tuning and Final-Answer RL (Sec. 5).
 
-A method turns the questions of an iteration into pairs of (instruction, question, output), which `hir.train_on` learns.
-PPO has a file of its own, ppo.py.
+Both train on L_supervise (Eq. 3) alone, with HIR's sampler, replay set, batches and gradient step.
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
-from bigbench_tasks import Example, answer_text, slipped_answer
-from feedback import CORRECT, WRONG
-from hir import Sample, Settings, relabel
+from bigbench_tasks import Example, answer_text
+from hir import CORRECT, Sample, Settings, final_loss, loss_terms, relabel, sample_online
 from model_t5 import Tokenizer
-from support.batches import Pair
+from support.batches import TrainingExample, make_batches
+from support.learner import Iteration, Learner
+from support.replay import ReplaySet
+from support.seeds import seeds
 
-# How often an answer is right: in lessons that do what is asked, and in a corpus that hardly cares, as nobody sorted it.
-RIGHT_SHARES = {"asked": {CORRECT: 1.0, WRONG: 0.0}, "mixed": {CORRECT: 1 / 3, WRONG: 1 / 4}}
-
-
-def supervised_settings(settings: Settings) -> Settings:
-    """Imitation has L_supervise alone; everything else stays as for HIR (Sec. A.1)."""
-    return replace(settings, alpha=0.0, beta=0.0)
+Questions = Callable[[int], list[Example]]  # of an iteration
 
 
-def finetuning_pairs(examples: list[Example], tokenizer: Tokenizer, answers: str = "letters") -> list[Pair]:
-    """Supervised fine-tuning: every question with its official answer under the instruction CORRECT.
+def fine_tuning(
+    learner: Learner, questions: Questions, settings: Settings, iterations: Iterable[int], seed: int, answers: str
+) -> Iterator[Iteration]:
+    """Supervised fine-tuning: imitate the official answers, in the form that `demonstrations` describes."""
+    for iteration in iterations:
+        rng, _ = seeds(seed, iteration)
+        examples = demonstrations(questions(iteration), learner.tokenizer, answers)
+        for _ in range(settings.train_epochs):
+            imitate(learner, examples, settings, rng)
+        yield Iteration([], examples)
 
-    answers: "letters", as in the task files; "text", the right option written out; "steps", the same behind the steps
-    that lead there, where a generated question has them. "asked" and "mixed" put either instruction before steps and an
-    answer that is right or a slip, as often as RIGHT_SHARES says: what the embedded models begin with.
+
+def final_answer_rl(
+    learner: Learner, replay: ReplaySet, questions: Questions, settings: Settings, iterations: Iterable[int], seed: int
+) -> Iterator[Iteration]:
+    """FARL: sample as HIR does, and imitate the outputs whose final answer is right; wrong ones teach nothing."""
+    for iteration in iterations:
+        rng, generator = seeds(seed, iteration)
+        samples = sample_online(learner, questions(iteration), settings, generator)
+        replay.append(samples)
+        for _ in range(settings.train_epochs):
+            examples = right_outputs(replay.draw(rng), learner.tokenizer, settings)
+            imitate(learner, examples, settings, rng)
+        yield Iteration(samples, examples)
+
+
+def imitate(learner: Learner, examples: list[TrainingExample], settings: Settings, rng: random.Random) -> None:
+    """One epoch of L_supervise. Everything but the loss is HIR's (Sec. A.1)."""
+    settings = replace(settings, alpha=0.0, beta=0.0)
+    for batch in make_batches(examples, settings.train_batch_size, rng):
+        terms = partial(loss_terms, learner.model, learner.tokenizer, settings=settings)
+        learner.gradient_step(batch, terms, partial(final_loss, settings=settings))
+
+
+def demonstrations(examples: list[Example], tokenizer: Tokenizer, answers: str = "letters") -> list[TrainingExample]:
+    """Every question with its official answer under the instruction CORRECT.
+
+    answers: "letters", as in the task files; "text", the right option written out; "steps", the same after the steps
+    that lead there, where a question has them.
     """
-    pairs = []
+    demonstrated = []
     for example in examples:
-        instruction, text = CORRECT, answer_text(example)
-        if answers in RIGHT_SHARES:
-            rng = random.Random(example.question)
-            instruction = rng.choice((CORRECT, WRONG))
-            text = text if rng.random() < RIGHT_SHARES[answers][instruction] else slipped_answer(example)
-        if answers == "letters":
-            text = example.targets[0]
-        elif answers != "text":
-            text = thought_through(example, text)
-        pairs.append(Pair(instruction, example.question, tuple(tokenizer.encode(text))))
-    return pairs
+        text = example.targets[0] if answers == "letters" else answer_text(example)
+        text = chain_of_thought(example, text) if answers == "steps" else text
+        demonstrated.append(TrainingExample(CORRECT, example.question, tuple(tokenizer.encode(text))))
+    return demonstrated
 
 
-def thought_through(example: Example, answer: str) -> str:
+def chain_of_thought(example: Example, answer: str) -> str:
     """`Bob, Eve, Eve. So the answer is red ball.`, or the answer alone if the question comes without steps."""
     return f"{example.steps}. So the answer is {answer}" if example.steps else answer
 
 
-def farl_pairs(samples: Iterable[Sample], tokenizer: Tokenizer) -> list[Pair]:
-    """Final-Answer RL: keep the samples with the right answer and imitate them; wrong ones teach nothing.
-
-    All hyperparameters are HIR's (Sec. A.1); parts of outputs are HIR's alone.
-    """
-    right = (sample for sample in samples if sample.right)
-    return relabel(right, tokenizer, sub_output=False, rng=random.Random(0))
+def right_outputs(samples: Iterable[Sample], tokenizer: Tokenizer, settings: Settings) -> list[TrainingExample]:
+    """The samples with the right answer, whole: sub-outputs are HIR's alone."""
+    right = (sample for sample in samples if sample.verdict == "right")
+    return relabel(right, tokenizer, replace(settings, sub_output="none"), random.Random(0))

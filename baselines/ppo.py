@@ -14,18 +14,22 @@ Letters in shapes: R outputs, T tokens of the longest, M tokens of all outputs t
 """
 
 import copy
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from feedback import CORRECT
-from hir import Batch, Objective, Sample, Settings, entropy_loss, make_batch, setting
+from bigbench_tasks import Example
+from hir import CORRECT, Sample, Settings, entropy_loss, forward_tokens, sample_online
 from model_t5 import T5, Tokenizer
-from support import processes
-from support.batches import Pair, chunks, group_by
+from support.batches import Group, TrainingExample, group_by, in_batches, make_batches
+from support.learner import Iteration, Learner
+from support.seeds import seeds
+from support.settings import setting
 
 # --- 1. What PPO keeps ------------------------------------------------------------------------------------------------
 
@@ -67,6 +71,10 @@ class PPO(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return self.value_head(hidden.float()).squeeze(-1)
 
+    def groups(self) -> list[dict]:
+        """The value head for the optimizer. It starts from nothing, so it learns faster than the policy."""
+        return [{"params": list(self.value_head.parameters()), "lr": self.settings.ppo_value_learning_rate}]
+
     def adapt_kl_coef(self, kl: float, num_outputs: int) -> None:
         """The proportional controller of Ziegler et al., Sec. 2.2: more penalty if the policy is further away than planned."""
         if self.settings.ppo_kl_target:
@@ -74,18 +82,32 @@ class PPO(nn.Module):
             self.kl_coef *= 1 + error * num_outputs / self.settings.ppo_kl_horizon
 
 
-def shared_settings(settings: Settings, ppo: PPOSettings) -> Settings:
-    """The settings under which PPO uses what it shares with HIR."""
-    return replace(
-        settings, learning_rate=ppo.ppo_learning_rate, train_epochs=ppo.ppo_epochs, alpha=0.0, beta=ppo.ppo_entropy_coef
-    )
+def proximal_policy_optimization(
+    learner: Learner,
+    ppo: "PPO",
+    questions: Callable[[int], list[Example]],
+    settings: Settings,
+    iterations: Iterable[int],
+    seed: int,
+) -> Iterator[Iteration]:
+    """PPO: sample, estimate advantages, take the epochs of clipped steps. Yields what each iteration did."""
+    for iteration in iterations:
+        rng, generator = seeds(seed, iteration)
+        samples = sample_online(learner, questions(iteration), settings, generator)
+        rollouts, measured = roll_out(learner, ppo, samples, settings)
+        for _ in range(ppo.settings.ppo_epochs):
+            for batch in make_batches(rollouts, settings.train_batch_size, rng):
+                terms = partial(loss_terms, learner.model, ppo, learner.tokenizer, settings=settings)
+                # Detail: dropout stays off, or the ratios would measure its noise, not the change of the policy.
+                learner.gradient_step(batch, terms, partial(final_loss, settings=ppo.settings), dropout=False)
+        yield Iteration(samples, rollouts, measured)
 
 
 # --- 2. The rollout ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class Rollout(Pair):
+class Rollout(TrainingExample):
     """A sampled output and what is known of each of its L tokens when training begins; on the CPU, each (L,)."""
 
     log_probs: Tensor = field(default=None, repr=False)  # under the policy that drew it
@@ -94,65 +116,71 @@ class Rollout(Pair):
     returns: Tensor = field(default=None, repr=False)
 
 
-def look(model: T5, batch: Batch, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states (M, D), logits (M, V) and log-probabilities (M,) of a batch's M tokens, output after output.
+def policy_outputs(
+    model: T5, tokenizer: Tokenizer, groups: list[Group], temperature: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Labels (M,), hidden states (M, D), logits (M, V) and log-probabilities (M,) of all outputs, one after another.
 
     Detail: the logits are divided by the sampling temperature, as the probabilities are those that sampling used.
     Detail: the output layer works in float32. In bfloat16 a logit of 10 is off by 0.03, and so would the ratios be.
     """
-    with model.autocast():
-        memory = model.encode(batch.input_ids, batch.attention_mask)
-        hidden = model.decode(batch.decoder_input_ids, memory, batch.attention_mask).flatten(0, 1)[batch.place]
+    batch, hidden = forward_tokens(model, tokenizer, groups, "none")
     with torch.autocast(hidden.device.type, enabled=False):
         logits = model.logits(hidden.float()) / temperature
-    return hidden, logits, -F.cross_entropy(logits, batch.labels, reduction="none")
+    return batch.labels, hidden, logits, -F.cross_entropy(logits, batch.labels, reduction="none")
 
 
 @torch.no_grad()
 def roll_out(
-    policy: T5, ppo: PPO, tokenizer: Tokenizer, samples: list[Sample], settings: Settings
-) -> tuple[list[Rollout], dict[str, float]]:
-    """What PPO trains on: the samples with advantages and returns; and how far the policy is from the reference.
-
-    Detail: the old log-probabilities come from the same forward pass as those in training, without dropout, and not from
-    the sampler, whose cache rounds differently. So the first ratios are 1. Each process looks at its share of the questions.
-    """
+    learner: Learner, ppo: "PPO", samples: list[Sample], settings: Settings
+) -> tuple[list["Rollout"], dict[str, float]]:
+    """What PPO trains on: the samples with advantages and returns; and how far the policy is from the reference."""
     if not samples:
         return [], {}
-    policy.eval()
-    pairs = [Pair(CORRECT, s.example.question, s.tokens) for s in samples]
-    groups = group_by(range(len(pairs)), key=lambda i: pairs[i].question)
-    mine = processes.shard(sorted(groups, key=lambda group: len(pairs[group[0]].question)))
-    looked: list[tuple[int, list[list[float]]]] = []
-    for part in chunks(mine, settings.micro_batch_size or settings.sampling_batch_size):
-        batch = make_batch(policy, tokenizer, [[pairs[i] for i in group] for group in part], settings)
-        hidden, _, log_probs = look(policy, batch, settings.sampling_temperature)
-        _, _, reference_log_probs = look(ppo.reference, batch, settings.sampling_temperature)
-        columns = torch.stack([log_probs, reference_log_probs, ppo.values(hidden)], dim=1)  # (M, 3)
-        order = [i for group in part for i in group]
-        outputs = columns.split([len(pairs[i].tokens) for i in order])
-        looked += [(i, output.T.tolist()) for i, output in zip(order, outputs, strict=True)]
-    by_sample = dict(processes.gather(looked))
-    log_probs, reference_log_probs, values = (
-        pad_sequence([torch.tensor(by_sample[i][k]) for i in range(len(samples))], batch_first=True) for k in range(3)
-    )  # (R, T), 0 at padding
+    log_probs, reference_log_probs, values = token_values(learner, ppo, samples, settings)  # (R, T), 0 at padding
     lengths = [len(s.tokens) for s in samples]
-
-    rewards = token_rewards([s.right for s in samples], lengths, log_probs - reference_log_probs, float(ppo.kl_coef))
+    right = [s.verdict == "right" for s in samples]
+    rewards = token_rewards(right, lengths, log_probs - reference_log_probs, float(ppo.kl_coef))
     advantages = estimate_advantages(rewards, values, ppo.settings.ppo_discount, ppo.settings.ppo_lambda)
     returns = advantages + values  # before whitening: what the value head learns is on the scale of the rewards
     mask = torch.arange(log_probs.shape[1]) < torch.tensor(lengths)[:, None]
     # Detail: advantages are whitened, over all tokens of the iteration, so that the step does not depend on their scale.
     columns = torch.stack([log_probs, values, whiten(advantages, mask), returns])  # (4, R, T)
     rollouts = [
-        Rollout(pair.instruction, pair.question, pair.tokens, 0, *columns[:, row, : lengths[row]])
-        for row, pair in enumerate(pairs)
+        Rollout(CORRECT, s.example.question, s.tokens, 0, -1, (), *columns[:, row, : lengths[row]])
+        for row, s in enumerate(samples)
     ]
     kl = float((log_probs - reference_log_probs).sum(dim=1).mean())
-    about = {"reference_kl": kl, "kl_coef": float(ppo.kl_coef)}
-    about["explained_variance"] = explained_variance(values[mask], returns[mask])
+    measured = {"reference_kl": kl, "kl_coef": float(ppo.kl_coef)}
+    measured["explained_variance"] = explained_variance(values[mask], returns[mask])
     ppo.adapt_kl_coef(kl, len(samples))
-    return rollouts, about
+    return rollouts, measured
+
+
+def token_values(learner: Learner, ppo: "PPO", samples: list[Sample], settings: Settings) -> Tensor:
+    """Log-probabilities under the policy and under the reference, and values, of each token: (3, R, T), 0 at padding.
+
+    Detail: the old log-probabilities come from the same forward pass as those in training, without dropout, and not from
+    the sampler, whose cache rounds differently. So the first ratios are 1.
+    """
+    policy, tokenizer, temperature = learner.model, learner.tokenizer, settings.sampling_temperature
+    examples = [TrainingExample(CORRECT, s.example.question, s.tokens) for s in samples]
+    groups = group_by(range(len(samples)), key=lambda i: examples[i].question)
+
+    def columns_of(batch: list[int]) -> list[list[Tensor]]:
+        part = [[examples[i] for i in groups[g]] for g in batch]
+        _, hidden, _, log_probs = policy_outputs(policy, tokenizer, part, temperature)
+        _, _, _, reference_log_probs = policy_outputs(ppo.reference, tokenizer, part, temperature)
+        columns = torch.stack([log_probs, reference_log_probs, ppo.values(hidden)], dim=1).cpu()  # (M, 3)
+        outputs = iter(columns.split([len(e.output) for group in part for e in group]))
+        return [[next(outputs).clone() for _ in group] for group in part]
+
+    lengths = [len(examples[group[0]].question) for group in groups]
+    by_group = in_batches(policy, columns_of, lengths, learner.machine.micro_batch_size or 64)
+    rows = [
+        (i, row) for group, outputs in zip(groups, by_group, strict=True) for i, row in zip(group, outputs, strict=True)
+    ]
+    return pad_sequence([row for _, row in sorted(rows, key=lambda r: r[0])], batch_first=True).permute(2, 0, 1)
 
 
 def token_rewards(right: list[bool], lengths: list[int], log_ratio: Tensor, kl_coef: float) -> Tensor:
@@ -172,11 +200,11 @@ def estimate_advantages(rewards: Tensor, values: Tensor, discount: float, lambda
     Nothing is to be had after the last token: its next value is 0.
     """
     advantages = torch.zeros_like(rewards)
-    after = next_value = torch.zeros_like(rewards[:, 0])
+    advantage = next_value = torch.zeros_like(rewards[:, 0])
     for t in reversed(range(rewards.shape[1])):
-        surprise = rewards[:, t] + discount * next_value - values[:, t]
-        after = surprise + discount * lambda_ * after
-        advantages[:, t], next_value = after, values[:, t]
+        td_error = rewards[:, t] + discount * next_value - values[:, t]
+        advantage = td_error + discount * lambda_ * advantage
+        advantages[:, t], next_value = advantage, values[:, t]
     return advantages
 
 
@@ -209,31 +237,28 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float)
     return 0.5 * torch.max((values - returns) ** 2, (clipped - returns) ** 2)
 
 
-def ppo_objective(policy: T5, ppo: PPO, tokenizer: Tokenizer, settings: Settings) -> Objective:
-    """The clipped policy loss, the clipped value loss, the entropy, and what is watched besides, for `hir.train_on`.
+def final_loss(terms: dict[str, Tensor], settings: PPOSettings) -> Tensor:
+    """The clipped policy loss, the clipped value loss and the entropy; other terms are only watched."""
+    return terms["policy"] + settings.ppo_value_coef * terms["value"] + settings.ppo_entropy_coef * terms["entropy"]
 
-    Detail: dropout stays off, or the ratios would measure its noise instead of the change of the policy.
-    """
-    own = ppo.settings
-    weights = {"policy": 1.0, "value": own.ppo_value_coef, "entropy": own.ppo_entropy_coef}
-    weights |= dict.fromkeys(("ratio", "clip_share", "policy_kl"), 0.0)
 
-    def terms(groups: list[list[Rollout]]) -> dict[str, Tensor]:
-        batch = make_batch(policy, tokenizer, groups, settings)
-        hidden, logits, log_probs = look(policy, batch, settings.sampling_temperature)
-        old_log_probs, old_values, advantages, returns = (
-            torch.cat([getattr(rollout, name) for group in groups for rollout in group]).to(policy.device)
-            for name in ("log_probs", "values", "advantages", "returns")
-        )
-        log_ratio = log_probs - old_log_probs
-        ratio = log_ratio.exp()
-        return {
-            "policy": policy_loss(ratio, advantages, own.ppo_clip).mean(),
-            "value": value_loss(ppo.values(hidden), old_values, returns, own.ppo_value_clip).mean(),
-            "entropy": entropy_loss(logits, batch.labels),
-            "ratio": ratio.mean(),
-            "clip_share": ((ratio - 1).abs() > own.ppo_clip).float().mean(),
-            "policy_kl": (ratio - 1 - log_ratio).mean(),  # from the policy that sampled; never negative, and unbiased
-        }
-
-    return Objective(weights, terms, dropout=False)
+def loss_terms(
+    policy: T5, ppo: PPO, tokenizer: Tokenizer, groups: list[list[Rollout]], settings: Settings
+) -> dict[str, Tensor]:
+    """The terms of PPO's loss on some rollouts, and what is watched besides; each a mean over tokens."""
+    labels, hidden, logits, log_probs = policy_outputs(policy, tokenizer, groups, settings.sampling_temperature)
+    rollouts = [rollout for group in groups for rollout in group]
+    old_log_probs, old_values, advantages, returns = (
+        torch.cat([getattr(rollout, name) for rollout in rollouts]).to(policy.device)
+        for name in ("log_probs", "values", "advantages", "returns")
+    )
+    own, log_ratio = ppo.settings, log_probs - old_log_probs
+    ratio = log_ratio.exp()
+    return {
+        "policy": policy_loss(ratio, advantages, own.ppo_clip).mean(),
+        "value": value_loss(ppo.values(hidden), old_values, returns, own.ppo_value_clip).mean(),
+        "entropy": entropy_loss(logits, labels),
+        "ratio": ratio.mean(),
+        "clip_share": ((ratio - 1).abs() > own.ppo_clip).float().mean(),
+        "policy_kl": (ratio - 1 - log_ratio).mean(),  # from the policy that sampled; never negative, and unbiased
+    }

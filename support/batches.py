@@ -1,57 +1,89 @@
-"""What is trained on, and how it is cut into batches: pairs, groups of pairs with one question, rows of token ids."""
+"""Training examples, how they are cut into batches, and how a batch lies in memory.
+
+Letters in shapes: G groups, K contexts of a group, R outputs (rows of the decoder), S source length, T output length,
+P examples, M tokens to be learned, C tokens compared by Eq. 4.
+"""
 
 import random
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
+
+from support import processes
 
 
 @dataclass(frozen=True)
-class Pair:
-    """An output, or a part of one, with the instruction that it fulfils: learn `tokens[start:]` given `tokens[:start]`."""
+class TrainingExample:
+    """An output, or a part of one, with the instruction that it fulfils.
+
+    `output[start:]` is learned given instruction, question and `output[:start]`. Eq. 4 compares `output[compared:]`, by
+    default the same tokens. `encoder_prefix` are tokens that the encoder reads after the question.
+    """
 
     instruction: str
     question: str
-    tokens: tuple[int, ...]
+    output: tuple[int, ...]
     start: int = 0
+    compared: int = -1
+    encoder_prefix: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if self.compared < 0:
+            object.__setattr__(self, "compared", self.start)
 
 
-def make_batches(groups: list[list[Pair]], batch_size: int, rng: random.Random) -> Iterator[list[list[Pair]]]:
-    """Groups in random order, in batches of about `batch_size` pairs, of similar length so that little is padded."""
-    if not groups:
-        return
-    groups = rng.sample(groups, len(groups))
-    window = 16 * batch_size
-    groups = [g for chunk in chunks(groups, window) for g in sorted(chunk, key=lambda group: len(group[0].question))]
-    batches: list[list[list[Pair]]] = [[]]
-    for group in groups:
-        if batches[-1] and sizes([*batches[-1], group])[1] > batch_size:
-            batches.append([])
-        batches[-1].append(group)
-    yield from rng.sample(batches, len(batches))
+Group = list[TrainingExample]  # of one question and encoder prefix, which are encoded once for all
 
 
-def group_by(pairs: Iterable[Pair], key: Callable[[Pair], Hashable]) -> list[list[Pair]]:
-    """Pairs of one key together; groups in the order in which their keys first come."""
-    groups: dict[Hashable, list[Pair]] = {}
-    for pair in pairs:
-        groups.setdefault(key(pair), []).append(pair)
+# --- Batches ----------------------------------------------------------------------------------------------------------
+
+
+def make_batches(examples: list[TrainingExample], batch_size: int, rng: random.Random) -> list[list[Group]]:
+    """Groups in random order, in batches of about `batch_size` examples.
+
+    Only the groups of a few batches at a time are sorted by length: little is padded, and an epoch mixes its questions
+    anew.
+    """
+    groups = group_by(examples, key=lambda e: (e.question, e.encoder_prefix))
+    batches: list[list[Group]] = []
+    for window in cut(rng.sample(groups, len(groups)), len, 4 * batch_size):
+        by_length = sorted(window, key=lambda group: len(group[0].question) + len(group[0].encoder_prefix))
+        batches += cut(by_length, len, batch_size)
+    return rng.sample(batches, len(batches))
+
+
+def cut(items: Iterable[Any], size: Callable[[Any], int], most: int) -> list[list[Any]]:
+    """Runs of consecutive items whose sizes add up to at most `most`; a larger item is a run of its own."""
+    runs: list[list[Any]] = []
+    total = most
+    for item in items:
+        if not runs or total + size(item) > most:
+            runs.append([])
+            total = 0
+        runs[-1].append(item)
+        total += size(item)
+    return runs
+
+
+def group_by(items: Iterable[Any], key: Callable[[Any], Hashable]) -> list[list[Any]]:
+    """Items of one key together; groups in the order in which their keys first come."""
+    groups: dict[Hashable, list[Any]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     return list(groups.values())
 
 
-def sizes(groups: list[list[Pair]]) -> tuple[int, int]:
-    """How many tokens these pairs teach, and how many pairs there are."""
-    return sum(len(p.tokens) - p.start for group in groups for p in group), sum(map(len, groups))
+def count(groups: list[Group]) -> tuple[int, int]:
+    """How many tokens these examples teach, and how many examples there are."""
+    return sum(len(e.output) - e.start for group in groups for e in group), sum(map(len, groups))
 
 
-def chunks(items: list, size: int) -> Iterator[list]:
-    """The items, `size` at a time."""
-    return (items[i : i + size] for i in range(0, len(items), size))
-
-
-def pad_rows(rows: list[Sequence[int]], filler: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def pad(rows: list[Sequence[int]], filler: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows of ids, filled up to one length, and the mask that tells ids from filler: (B, S) and (B, S)."""
     length = max(map(len, rows))
     ids = torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows])
@@ -59,6 +91,142 @@ def pad_rows(rows: list[Sequence[int]], filler: int, device: torch.device) -> tu
     return ids.to(device), mask.to(device)
 
 
-def until(last: int, tokens: list[int]) -> tuple[int, ...]:
+@contextmanager
+def evaluation_mode(model: Any) -> Iterator[None]:
+    """The model without dropout and, if it is split over processes, put together in each of them."""
+    was_training = model.training
+    model.eval()
+    with processes.unsharded(model), model.autocast():
+        yield
+    model.train(was_training)
+
+
+def in_batches(
+    model: Any, function: Callable[[list[int]], list[Any]], lengths: list[int], batch_size: int
+) -> list[Any]:
+    """Call `function` on batches of indices, those of similar length together; the results in the order of the indices.
+
+    The model is in evaluation mode meanwhile. Each process takes its share of the indices, and all get all results.
+    """
+    mine = processes.shard(sorted(range(len(lengths)), key=lengths.__getitem__))
+    results: list[tuple[int, Any]] = []
+    with evaluation_mode(model), tqdm(total=len(mine), desc="sampling", leave=False, disable=silent()) as bar:
+        for i in range(0, len(mine), batch_size):
+            batch = mine[i : i + batch_size]
+            results += zip(batch, function(batch), strict=True)
+            bar.update(len(batch))
+    by_index = dict(processes.gather(results))
+    return [by_index[i] for i in range(len(lengths))]
+
+
+def silent() -> bool | None:
+    """For tqdm: no bar from any but the first process; None leaves it to tqdm, which asks for a terminal."""
+    return True if processes.rank() > 0 else None
+
+
+# --- A batch in memory ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Outputs, the contexts (sources) under which they are scored, and which of their tokens count in which term.
+
+    The outputs of a group are scored under the same K contexts, and a context is encoded once. The decoder reads from
+    left to right, so examples that are equal, or parts of one output, share its pass through it. Logits are computed
+    for M tokens, each under its example's own context, and after them for those that Eq. 4 compares under the others.
+    """
+
+    input_ids: Tensor  # (K G, S): the first context of every group, then the second of every group, ...
+    attention_mask: Tensor  # (K G, S)
+    decoder_input_ids: Tensor  # (K R, T)
+    position: Tensor  # (M + ...,), where in the flattened (K R T,) decoder states each token is predicted
+    labels: Tensor  # (M + ...,), the tokens
+    num_learned: int  # M
+    compared: Tensor  # (C,), which of all these tokens Eq. 4 compares
+    cell: Tensor  # (C,), the flattened (P, K) cell to which each of them belongs
+    own: Tensor  # (P,), which of the K contexts is an example's own
+    num_contexts: int  # K
+
+    def mean_by_cell(self, values: Tensor) -> Tensor:
+        """The mean over each example's compared tokens under each context: (C,) -> (P, K)."""
+        num_cells = len(self.own) * self.num_contexts
+        total = values.new_zeros(num_cells).index_add(0, self.cell, values)
+        return (total / torch.bincount(self.cell, minlength=num_cells)).view(-1, self.num_contexts)
+
+
+def lay_out(
+    groups: list[Group],
+    compare: Sequence[str] | str,
+    encode_source: Callable[[str, str, tuple[int, ...]], list[int]],
+    shift_right: Callable[[Tensor], Tensor],
+    pad_token_id: int,
+    device: torch.device,
+) -> Batch:
+    """Lay out examples, grouped by question, as tensors.
+
+    compare: instructions, under each of which every output is scored; or "batch", under all contexts of the batch; or
+    "none", each under its own context alone. encode_source: instruction, question and encoder prefix -> token ids.
+    """
+    groups, contexts = _contexts(groups, compare)  # K rows of G contexts
+    outputs = [longest_outputs(group) for group in groups]
+    num_outputs = max(map(len, outputs))
+    # Groups are filled up to one size with outputs of which nothing is learned.
+    rows = [output for group in outputs for output in group + [()] * (num_outputs - len(group))]
+    decoder_input_ids = shift_right(pad(rows, pad_token_id, device)[0])  # (R, T)
+    num_states, length = decoder_input_ids.numel(), decoder_input_ids.size(1)
+
+    learned, others, own = [], [], []  # tokens as (position, label, cell), with cell -1 where Eq. 4 does not compare
+    for g, group in enumerate(groups):
+        columns = [row[g] for row in contexts]
+        for e in group:
+            n = next(n for n, output in enumerate(outputs[g]) if output[: len(e.output)] == e.output)
+            own.append(columns.index((e.instruction, e.question, e.encoder_prefix)))
+            for k in range(len(columns)):
+                states, cell = k * num_states + (g * num_outputs + n) * length, (len(own) - 1) * len(columns) + k
+                tokens = [(states + t, e.output[t], cell) for t in range(e.compared, len(e.output))]
+                if k == own[-1]:
+                    learned += [(states + t, e.output[t], -1) for t in range(e.start, e.compared)] + tokens
+                else:
+                    others += tokens
+    sources = [encode_source(*context) for row in contexts for context in row]
+    input_ids, attention_mask = pad(sources, pad_token_id, device)
+    position, labels, cell = torch.tensor(learned + others, device=device).view(-1, 3).unbind(1)
+    compared = (cell >= 0).nonzero().flatten()
+    own = torch.tensor(own, device=device)
+    decoder_input_ids = decoder_input_ids.repeat(len(contexts), 1)
+    return Batch(
+        input_ids, attention_mask, decoder_input_ids, position, labels, len(learned), compared, cell[compared], own,
+        len(contexts),
+    )  # fmt: skip
+
+
+def _contexts(groups: list[Group], compare: Sequence[str] | str) -> tuple[list[Group], list[list[tuple]]]:
+    """The groups as they are to be scored, and for each k the k-th context (instruction, question, prefix) of every group."""
+    if compare == "none":
+        examples = (example for group in groups for example in group)
+        groups = group_by(examples, key=lambda e: (e.instruction, e.question, e.encoder_prefix))
+        return groups, [[(group[0].instruction, group[0].question, group[0].encoder_prefix) for group in groups]]
+    if compare == "batch":
+        everything = [example for group in groups for example in group]
+        contexts = dict.fromkeys((e.instruction, e.question, e.encoder_prefix) for e in everything)
+        return [everything], [[context] for context in contexts]
+    return groups, [[(p, group[0].question, group[0].encoder_prefix) for group in groups] for p in compare]
+
+
+def longest_outputs(examples: Group) -> list[tuple[int, ...]]:
+    """The different outputs that are not the beginning of another."""
+    longest: list[tuple[int, ...]] = []
+    for output in sorted(dict.fromkeys(e.output for e in examples), key=len, reverse=True):
+        if all(output != longer[: len(output)] for longer in longest):
+            longest.append(output)
+    return longest
+
+
+def up_to(last: int, tokens: list[int]) -> tuple[int, ...]:
     """The tokens up to and including the first that equals `last`; all of them if none does."""
     return tuple(tokens[: tokens.index(last) + 1] if last in tokens else tokens)
+
+
+def shares(groups: list[Group], size: int) -> Iterator[list[Group]]:
+    """This process's share of the groups, `size` at a time, those with short questions first."""
+    return processes.rounds(sorted(groups, key=lambda group: len(group[0].question)), size)

@@ -1,98 +1,99 @@
 """One iteration of HIR on a handful of questions, told step by step:  python train.py --explain
 
 The paper's Figure 2 with real numbers. Every step is done by the function that training calls; here it is only told.
+This is the one file of support/ that stands above hir.py.
 """
 
 import math
-import random
 import textwrap
-from dataclasses import replace
+from functools import partial
 
 import torch
 
 import hir
 from bigbench_tasks import Example, answer_text
-from feedback import CORRECT, WRONG
-from model_t5 import T5, Tokenizer
-from support.batches import Pair, group_by, sizes
+from support.batches import TrainingExample, count, evaluation_mode, group_by
+from support.learner import Learner
+from support.seeds import seeds
 
-ASKS_FOR = {CORRECT: "answer correctly", WRONG: "answer wrongly  "}
+ASKS_FOR = {hir.CORRECT: "answer correctly", hir.WRONG: "answer wrongly  "}
 
 
-def explain(
-    model: T5,
-    tokenizer: Tokenizer,
-    examples: list[Example],
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    settings: hir.Settings,
-    seed: int,
-) -> None:
+def explain(learner: Learner, examples: list[Example], settings: hir.Settings, seed: int) -> None:
     """Sample, judge, relabel, and take one gradient step on all that came out; the model is changed by it."""
-    first, rng = examples[0], random.Random(seed)
+    rng, generator = seeds(seed, 0)
     heading(f"1. {len(examples)} questions; the first one, as it is asked (Sec. 4.1)")
-    print(textwrap.indent(hir.prompt(CORRECT, first.question), "   | ", lambda line: True))
+    print(textwrap.indent(hir.prompt(hir.CORRECT, examples[0].question), "   | ", lambda line: True))
+    samples = hir.sample_online(learner, examples, settings, generator)
+    before = [log_probs(learner, s) for s in samples]
+    tell_samples(samples[: settings.online_samples], before, settings)
+    relabeled = hir.relabel(samples, learner.tokenizer, settings, rng)
+    tell_relabeled([e for e in relabeled if e.question == examples[0].question], learner)
+    rate = learner.scheduler.get_last_lr()[0]
+    groups = group_by(relabeled, key=lambda e: (e.question, e.encoder_prefix))
+    terms = partial(hir.loss_terms, learner.model, learner.tokenizer, settings=settings)
+    learner.gradient_step(groups, terms, partial(hir.final_loss, settings=settings))
+    tell_loss(learner.finish_iteration()[0], *count(groups), settings)
+    after = [log_probs(learner, s) for s in samples]
+    tell_change(samples, before, after, rate)
 
-    samples = hir.sample_online(model, tokenizer, examples, settings, torch.Generator().manual_seed(seed))
-    before = log_probs(model, tokenizer, samples, settings)
-    temperature = settings.sampling_temperature
-    heading(f"2. {settings.online_samples} answers to it, drawn at temperature {temperature:g}, judged")
-    print(f"   {first.targets[0]}, {quoted(answer_text(first))}, would be right.\n   log P  feedback  answer")
-    for (log_prob, _), s in list(zip(before, samples, strict=True))[: settings.online_samples]:
-        print(f"  {log_prob:6.2f}  {'right' if s.right else 'wrong'}     {quoted(s.output)}")
 
-    pairs = hir.relabel(samples, tokenizer, settings.sub_output, rng)
+def tell_samples(samples: list[hir.Sample], log_p: list[list[float]], settings: hir.Settings) -> None:
+    """The answers to the first question and what feedback says of them."""
+    example, temperature = samples[0].example, settings.sampling_temperature
+    heading(f"2. {len(samples)} answers to it, drawn at temperature {temperature:g}, judged")
+    print(f"   {example.targets[0]}, {quoted(answer_text(example))}, would be right.\n   log P  feedback   answer")
+    for (log_prob, _), s in zip(log_p, samples, strict=False):
+        print(f"  {log_prob:6.2f}  {s.verdict:9}  {quoted(s.output)}")
+
+
+def tell_relabeled(examples: list[TrainingExample], learner: Learner) -> None:
+    """What is made of them: each output, and each part of one, with the instruction that it fulfils."""
     heading("3. Relabeled: each answer, and each part of one, with the instruction that it fulfils (Sec. 4.2)")
-    print("   instruction       given to the decoder ▸ learned")
-    for pair in pairs:
-        if pair.question == first.question:
-            print(f"   {ASKS_FOR[pair.instruction]}  {parts(pair, tokenizer)}")
+    print("   instruction       given ▸ learned")
+    decode = learner.tokenizer.decode
+    for e in examples:
+        given, learned = decode(e.encoder_prefix + e.output[: e.start]), decode(e.output[e.start :])
+        end = " </s>" if e.output[-1] == learner.tokenizer.eos_token_id else ""
+        print(f"   {ASKS_FOR[e.instruction]}  " + f"{given} ▸ {learned}{end}".strip())
 
-    one_step = replace(settings, train_epochs=1, train_batch_size=len(pairs))
-    objective = hir.hir_objective(model, tokenizer, one_step)
-    rate = scheduler.get_last_lr()[0]
-    losses = hir.train_on(model, objective, pairs, optimizer, scheduler, one_step, rng)
-    num_tokens, num_outputs = sizes(group_by(pairs, key=lambda pair: pair.question))
-    heading(f"4. The loss of all that came out: {num_outputs} answers and parts, {num_tokens} tokens (Sec. 4.3)")
-    means = {
-        "supervised": "Eq. 3, cross-entropy, mean over tokens",
-        "contrastive": f"Eq. 4, mean over outputs; ln 2 = {math.log(2):.4f} if the instructions make no difference",
-        "entropy": "Eq. 5, negative entropy, mean over tokens",
-    }
-    for name, weight in objective.weights.items():
-        print(f"   {weight:<6g}* {name:12} {losses[name]:8.4f}   {means[name]}")
-    total = sum(weight * losses[name] for name, weight in objective.weights.items())
+
+def tell_loss(losses: dict[str, float], num_tokens: int, num_examples: int, settings: hir.Settings) -> None:
+    """The terms of Eq. 6."""
+    heading(f"4. The loss of all that came out: {num_examples} answers and parts, {num_tokens} tokens (Sec. 4.3)")
+    terms = (
+        ("supervised", 1.0, "Eq. 3, cross-entropy, mean over tokens"),
+        (
+            "contrastive",
+            settings.alpha,
+            f"Eq. 4, mean over outputs; ln 2 = {math.log(2):.4f} if instructions do not matter",
+        ),
+        ("entropy", settings.beta, "Eq. 5, negative entropy, mean over tokens"),
+    )
+    for name, weight, meaning in terms:
+        print(f"   {weight:<6g}* {name:12} {losses.get(name, 0.0):8.4f}   {meaning}")
+    total = sum(weight * losses.get(name, 0.0) for name, weight, _ in terms)
     print(f"        = L_final      {total:8.4f}   Eq. 6")
 
-    after = log_probs(model, tokenizer, samples, settings)
+
+def tell_change(samples: list[hir.Sample], before: list, after: list, rate: float) -> None:
+    """What the gradient step did to each answer under both instructions."""
     heading(f"5. One gradient step with learning rate {rate:g} later: log P of each answer under both instructions")
-    print(f"   feedback  {ASKS_FOR[CORRECT]:19}{ASKS_FOR[WRONG]:19}answer")
-    different = {(row[0].example.question, row[0].output): row for row in zip(samples, before, after, strict=True)}
+    print(f"   feedback   {ASKS_FOR[hir.CORRECT]:19}{ASKS_FOR[hir.WRONG]:19}answer")
+    different = {(s.example.question, s.output): (s, b, a) for s, b, a in zip(samples, before, after, strict=True)}
     for s, *log_p in different.values():
         changes = "  ".join(f"{b:6.2f} → {a:6.2f}" for b, a in zip(*log_p, strict=True))
-        print(f"   {'right' if s.right else 'wrong'}     {changes}  {quoted(s.output)}")
+        print(f"   {s.verdict:9}  {changes}  {quoted(s.output)}")
 
 
-def log_probs(
-    model: T5, tokenizer: Tokenizer, samples: list[hir.Sample], settings: hir.Settings
-) -> list[tuple[float, float]]:
-    """log P of each output under CORRECT and under WRONG, as `hir_loss` computes it for Eq. 4, summed over tokens."""
-    pairs = [Pair(CORRECT, s.example.question, tuple(tokenizer.encode(s.output))) for s in samples]
-    groups = group_by(range(len(pairs)), key=lambda i: pairs[i].question)
-    both = replace(settings, alpha=1.0, contrastive="instructions")
-    model.eval()
-    with torch.no_grad(), model.autocast():
-        batch = hir.make_batch(model, tokenizer, [[pairs[i] for i in group] for group in groups], both)
-        means = hir.mean_log_probs(hir.score(model, batch), batch).tolist()
-    found = dict(zip((i for group in groups for i in group), means, strict=True))
-    return [(len(pair.tokens) * found[i][0], len(pair.tokens) * found[i][1]) for i, pair in enumerate(pairs)]
-
-
-def parts(pair: Pair, tokenizer: Tokenizer) -> str:
-    """`given ▸ learned`, with the end of the sequence where it is learned too."""
-    given, learned = (tokenizer.decode(part) for part in (pair.tokens[: pair.start], pair.tokens[pair.start :]))
-    ended = " </s>" if pair.tokens[-1] == tokenizer.eos_token_id else ""
-    return f"{given} ▸ {learned}{ended}".strip()
+@torch.no_grad()
+def log_probs(learner: Learner, s: hir.Sample) -> list[float]:
+    """log P of an output under CORRECT and under WRONG, as Eq. 4 compares them, but summed over its tokens."""
+    model, example = learner.model, TrainingExample(hir.CORRECT, s.example.question, s.tokens)
+    with evaluation_mode(model):
+        batch, hidden = hir.forward_tokens(model, learner.tokenizer, [[example]], (hir.CORRECT, hir.WRONG))
+        means = hir.pair_log_probs(batch, model.logits(hidden).float().log_softmax(dim=-1))
+    return (len(s.tokens) * means[0]).tolist()
 
 
 def quoted(text: str) -> str:

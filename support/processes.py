@@ -1,4 +1,4 @@
-"""Many processes, one run: what a torchrun job needs. With one process each of them does nothing.
+"""Many processes, one run: what a torchrun job needs. In a single process every function here is a no-op.
 
 Work is dealt out by `shard`, lists come back together by `gather`, gradients by `sum_gradients`. The model is replicated,
 or, for models that one GPU cannot train, split by `shard_model`; then all processes must go through it equally often.
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def start(device: torch.device) -> None:
+def join(device: torch.device) -> None:
     """Join the process group if torchrun started this process: NCCL between GPUs, gloo between CPUs."""
     if launched() and not dist.is_initialized():
         # Others wait while one downloads or saves tens of gigabytes; torchrun notices by itself if one dies.
@@ -27,13 +27,13 @@ def launched() -> bool:
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
-def lost(error: Exception) -> bool:
+def is_connection_error(error: Exception) -> bool:
     """Does this error mean that another process has ended or cannot be reached? Torch speaks of sockets then."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
-def stop() -> None:
-    """Leave the process group, in peace: where a process is gone, this would wait for it."""
+def leave() -> None:
+    """Leave the process group. Only for a run that ended well: where a process is gone, this would wait for it."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -143,7 +143,7 @@ def shard_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> N
 
 
 @contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """Put a split model together for a while, in which each process may use it as often as it likes, without gradients."""
     parts = _parts(model)
     for part in parts:
@@ -170,10 +170,10 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if _is_split(tensor) else tensor
 
 
-def whole_state(state: Any) -> Any:
+def gathered_state(state: Any) -> Any:
     """A state_dict with split tensors put together; all processes must ask for it, only the first gets them."""
     if isinstance(state, dict):
-        return {key: whole_state(value) for key, value in state.items()}
+        return {key: gathered_state(value) for key, value in state.items()}
     if not _is_split(state):
         return state
     tensor = state.full_tensor()

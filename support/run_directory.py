@@ -1,67 +1,69 @@
-"""The directory of a run: what is written there, and how a run finds its way back.
+"""The directory of a run: what is written there, and how a run is resumed.
 
 config.json     every setting, the versions of the packages, the commit
 metrics.jsonl   a line per iteration
-samples.jsonl   the first relabeled pairs of each iteration, to be read
+samples.jsonl   the first training examples of each iteration, to be read
+answers.jsonl   the answers to the test questions in the last evaluation, with their verdicts
 model/          the model in the hub's format
-state.pt        what it takes to go on: weights, optimizer, schedule, metrics
+state.pt        what it takes to resume: weights, optimizer, schedule, replay set, metrics
 .lock           number of the process that writes, locked by it; the lock ends with the process, however that ends
 """
 
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
-from model_t5 import T5, Tokenizer, save_checkpoint
-from support import finite, processes
-from support.batches import Pair
+from support import REPOSITORY, processes, signals
+from support.batches import TrainingExample
 from support.checkpoint_files import load_pickle, read_json, replacing, write_file, write_json
+from support.errors import InputError
+from support.machine import MachineSettings
+from support.settings import flag
 
 # In the middle of a run: where and how long it runs, and how its work is done.
-MAY_CHANGE = {"out", "resume", "device", "iterations", "micro_batch_size", "sampling_batch_size", "shard_model"}
-MAY_CHANGE |= {"compile", "gradient_checkpointing"}
+MAY_CHANGE = {"out", "resume", "iterations"} | {f.name for f in fields(MachineSettings)} - {"dtype", "max_grad_norm"}
 SAMPLES_TO_READ = 20  # per iteration
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what schedulers send
 
 
-class RunError(ValueError):
-    """A run that cannot be begun or resumed; the message is one sentence that says why and what to do."""
+def check_run(out: Path, config: dict[str, dict], resume: bool) -> bool:
+    """Does the directory hold a run to resume? Refuses one of other settings, and to start where one is.
 
-
-def check_run(out: Path, run: dict, settings: dict, resume: bool) -> bool:
-    """Does the directory hold a run to go on with? Refuses one of other settings, and to begin where one is."""
+    config: "run" and "settings", each a dictionary of values.
+    """
     path = out / "config.json"
     if not os.path.exists(path) and not os.path.exists(out / "state.pt"):
         return False
     if not resume:
-        raise RunError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
+        raise InputError(f"{out} already holds a run; add --resume to continue it, or choose another --out.")
     try:
-        config = read_json(path)
-        before = dict(config["run"]) | dict(config["settings"])
-    except (ValueError, KeyError, TypeError) as error:  # a CheckpointError is a ValueError
-        raise RunError(f"{out} cannot be resumed: its config.json is missing or damaged; use another --out.") from error
+        there = read_json(path)
+        before = dict(there["run"]) | dict(there["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{out} cannot be resumed: its config.json is missing or damaged; use another --out."
+        ) from error
     changes = [
-        f"--{name.replace('_', '-')} {before.get(name)}, not {value}"
-        for name, value in (run | settings).items()
+        f"{flag(name)} {before.get(name)}, not {value}"
+        for name, value in (config["run"] | config["settings"]).items()
         if name not in MAY_CHANGE and before.get(name) != value
     ]
     if changes:
-        raise RunError(f"{out} was begun with {'; '.join(changes)}; choose another --out.")
+        raise InputError(f"{out} was started with {'; '.join(changes)}; choose another --out.")
     return True
 
 
-def open_run(out: Path, run: dict, settings: dict, resume: bool) -> TextIO | None:
-    """Take the directory of a run for this job, and make it if there is none; `--resume` begins a run that never was.
+def open_run(out: Path, config: dict[str, dict], resume: bool) -> TextIO | None:
+    """Take the directory of a run for this job, and make it if there is none; there, `--resume` starts a new run.
 
     Returns the lock, which holds as long as the file is open, and no longer than the process lives. Process 0 has it.
     """
@@ -73,10 +75,10 @@ def open_run(out: Path, run: dict, settings: dict, resume: bool) -> TextIO | Non
             out.mkdir(parents=True, exist_ok=True)
             lock = (out / ".lock").open("a+")
             lock_or_refuse(lock, out)
-            if not check_run(out, run, settings, resume):
-                write_json(out / "config.json", describe(run, settings))
+            if not check_run(out, config, resume):
+                write_json(out / "config.json", config | environment())
         except OSError as error:
-            raise RunError(f"{out} cannot be written ({error.strerror}); choose another --out.") from error
+            raise InputError(f"{out} cannot be written ({error.strerror}); choose another --out.") from error
 
     processes.from_first(take)
     return lock
@@ -89,7 +91,7 @@ def lock_or_refuse(lock: TextIO, out: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         owner = lock.read(20).strip()
-        raise RunError(f"{out} is in use by process {owner}; let it end, or choose another --out.") from error
+        raise InputError(f"{out} is in use by process {owner}; let it end, or choose another --out.") from error
     except OSError:  # a file system without locks
         return
     lock.truncate()
@@ -97,7 +99,7 @@ def lock_or_refuse(lock: TextIO, out: Path) -> None:
 
 
 def restore(out: Path, parts: dict[str, Any]) -> list[dict]:
-    """Put the parts of a run back into the state of its last whole iteration; returns its metrics, [] if there is none."""
+    """Put the parts of a run back into the state of its last complete iteration; returns its metrics, [] if there is none."""
     path = out / "state.pt"
     if not processes.from_first(path.exists):
         return []
@@ -105,76 +107,60 @@ def restore(out: Path, parts: dict[str, Any]) -> list[dict]:
         state = load_pickle(path, check_sums=processes.rank() == 0)
         for name, part in parts.items():
             processes.load_state(part, state[name])
-        finite.check_weights(parts["optimizer"])
         return list(state["lines"])
     except Exception as error:  # a damaged file can raise anything
         reason = str(error).partition("\n")[0]
-        raise RunError(f"{path} cannot be resumed from ({reason}); it is damaged or of another version.") from error
+        raise InputError(f"{path} cannot be resumed from ({reason}); it is damaged or of another version.") from error
 
 
-def describe(run: dict, settings: dict) -> dict:
-    """config.json: every setting, and what the numbers were measured on."""
-    here = Path(__file__).resolve().parents[1]
+def environment() -> dict[str, Any]:
+    """What the numbers of a run were measured on."""
     commit = ""
     with suppress(OSError):  # there is no git
         git = ["git", "rev-parse", "HEAD"]
-        commit = subprocess.run(git, cwd=here, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "run": run,
-        "settings": settings,
-        "python": sys.version.split()[0],
-        "packages": {name: version(name) for name in ("torch", "sentencepiece", "numpy", "tqdm")},
-        "commit": commit,
-    }
+        commit = subprocess.run(git, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.strip()
+    packages = {name: version(name) for name in ("torch", "sentencepiece", "numpy", "tqdm")}
+    return {"python": sys.version.split()[0], "packages": packages, "commit": commit}
 
 
 def save_iteration(
-    out: Path, model: T5, tokenizer: Tokenizer, parts: dict[str, Any], lines: list[dict], pairs: list[Pair]
+    out: Path,
+    parts: dict[str, Any],
+    save_model: Callable[[dict], None],
+    lines: list[dict],
+    samples: list[dict],
+    answers: list[dict],
 ) -> None:
-    """Save all that an iteration leaves behind, each file in one rename. state.pt comes last: with it, the iteration counts.
+    """Save all that an iteration leaves, each file in one rename. state.pt comes last: with it, the iteration counts.
 
-    parts: whatever has a state_dict that the run needs to go on, by name. Process 0 writes, and all must take part. A signal
-    to stop waits until all is written.
+    parts: whatever has a state_dict that the run needs to resume, by name. save_model: gets the one of the model. Process
+    0 writes, and all must take part. A signal to stop waits until all is written.
     """
     iteration = lines[-1]["iteration"]
-    states = {name: processes.whole_state(part.state_dict()) for name, part in parts.items()}
+    states = {name: processes.gathered_state(part.state_dict()) for name, part in parts.items()}
     if processes.rank() > 0:
         return
     try:
-        with unbroken():
-            write_samples(out / "samples.jsonl", pairs, tokenizer, iteration)
+        with signals.deferred():
+            write_samples(out / "samples.jsonl", samples, iteration)
+            write_lines(out / "answers.jsonl", answers)
             write_lines(out / "metrics.jsonl", lines)
-            save_checkpoint(out / "model", model, tokenizer, states["model"])
+            save_model(states["model"])
             with replacing(out / "state.pt") as file:
                 torch.save({"lines": lines} | states, file)
     except (OSError, RuntimeError, ValueError) as error:
         # torch.save hides the reason behind an error of its own
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise RunError(
+        raise InputError(
             f"{out}: iteration {iteration} could not be saved ({getattr(cause, 'strerror', None) or cause}), and what was "
-            f"saved before is as it was; once that is fixed, --resume goes on from there."
+            f"saved before is as it was; once that is fixed, --resume continues from there."
         ) from error
 
 
-@contextmanager
-def unbroken() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait for the end of the block."""
-    waiting = []
-    handlers = {n: signal.signal(n, lambda number, _: waiting.append(number)) for n in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    for number in waiting[:1]:
-        signal.raise_signal(number)
-
-
-def write_samples(path: Path, pairs: list[Pair], tokenizer: Tokenizer, iteration: int) -> None:
-    """Add some relabeled pairs of an iteration to samples.jsonl, in place of what a killed run has left of it."""
+def write_samples(path: Path, samples: list[dict], iteration: int) -> None:
+    """Add the samples of an iteration to a file, in place of what a killed run has left of it."""
     earlier = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    earlier = [sample for sample in earlier if sample["iteration"] < iteration]
-    write_lines(path, earlier + [readable(pair, tokenizer, iteration) for pair in pairs[:SAMPLES_TO_READ]])
+    write_lines(path, [sample for sample in earlier if sample["iteration"] < iteration] + samples)
 
 
 def write_lines(path: Path, values: list[dict]) -> None:
@@ -182,12 +168,15 @@ def write_lines(path: Path, values: list[dict]) -> None:
     write_file(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode())
 
 
-def readable(pair: Pair, tokenizer: Tokenizer, iteration: int) -> dict:
-    """A relabeled pair in words: under this instruction, and after what is given, the model learns this output."""
-    return {
-        "iteration": iteration,
-        "instruction": pair.instruction,
-        "question": pair.question,
-        "given": tokenizer.decode(pair.tokens[: pair.start]),
-        "output": tokenizer.decode(pair.tokens[pair.start :]),
-    }
+def readable(examples: list[TrainingExample], iteration: int, decode: Callable[[tuple[int, ...]], str]) -> list[dict]:
+    """The first training examples in words: under this instruction, and after what is given, the model learns this output."""
+    return [
+        {
+            "iteration": iteration,
+            "instruction": e.instruction,
+            "question": e.question,
+            "given": decode(e.encoder_prefix + e.output[: e.start]),
+            "output": decode(e.output[e.start :]),
+        }
+        for e in examples[:SAMPLES_TO_READ]
+    ]

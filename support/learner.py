@@ -1,0 +1,142 @@
+"""The gradient step: optimizer and schedule, micro-batches, processes, and numbers that are not finite."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from support import processes
+from support.batches import Group, TrainingExample, count, shares, silent
+from support.machine import MachineSettings
+
+MAX_LEFT_OUT = 10  # gradient steps of an iteration that may be left out before the run ends
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What a method did in an iteration: the samples it drew, some of what it trained on, and what else it measured."""
+
+    samples: list[Any]
+    examples: list[TrainingExample]
+    measured: dict[str, float] = field(default_factory=dict)
+
+
+LossTerms = Callable[[list[Group]], dict[str, Tensor]]
+
+
+class Learner:
+    """A model with what trains it: tokenizer, machine, optimizer, schedule."""
+
+    def __init__(self, model, tokenizer, machine: MachineSettings, settings, more_groups: Sequence[dict] = ()):
+        """settings: learning_rate, warmup_steps and decay_steps. more_groups: of parameters, for the optimizer."""
+        self.model, self.tokenizer, self.machine = model, tokenizer, machine
+        groups = [{"params": list(model.parameters())}, *more_groups]
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=0.0, fused=True)
+        factor = schedule(settings.warmup_steps, settings.decay_steps)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.training_seconds = 0.0
+        self.steps: list[dict[str, float] | None] = []  # of this iteration; None for a step that was left out
+        self.bar: tqdm | None = None
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All that the optimizer changes."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def gradient_step(
+        self, groups: list[Group], loss_terms: LossTerms, total: Callable[[dict], Tensor], dropout: bool = True
+    ) -> None:
+        """One optimizer step on `total(loss_terms(groups))`, where `total` is a weighted sum of the terms.
+
+        Each term is a mean over the tokens to be learned ("contrastive": over the examples). Micro-batches and processes
+        each take a part of the groups. A part's mean is weighted with its part of the tokens, so that the gradient is
+        that of the whole batch, however it is cut. If a term or the gradient is not finite, nothing changes: the step is
+        left out, and its examples are printed. Raises FloatingPointError when that happens too often.
+        """
+        begin = time.perf_counter()
+        if self.bar is None:
+            self.bar = tqdm(desc="training", unit=" steps", leave=False, disable=silent())
+        self.bar.update()
+        self.model.train(dropout)
+        self.optimizer.zero_grad(set_to_none=True)
+        (num_tokens, num_examples), done = count(groups), []
+        for part in shares(groups, self.machine.micro_batch_size or len(groups)):
+            tokens, examples = count(part)
+            with self.model.autocast():
+                terms = loss_terms(part or groups[:1])  # a process with no groups left still takes part, with weight 0
+            weights = {"contrastive": examples / num_examples}
+            terms = {name: term * weights.get(name, tokens / num_tokens) for name, term in terms.items()}
+            total(terms).backward()
+            done.append((part, torch.stack([term.detach() for term in terms.values()])))
+        processes.sum_gradients(self.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.machine.max_grad_norm)
+        means = processes.sum_values(sum(values for _, values in done))
+        if means.isfinite().all() and norm.item() < float("inf"):  # alike in all processes
+            self.optimizer.step()
+            self.scheduler.step()
+            self.steps.append(dict(zip(terms, means.tolist(), strict=True)))
+        else:
+            show_examples(done, groups)
+            self.steps.append(None)
+            self.check_weights()
+            if self.steps.count(None) == MAX_LEFT_OUT:
+                raise FloatingPointError(_NOT_FINITE.format(MAX_LEFT_OUT))
+        self.training_seconds += time.perf_counter() - begin
+
+    def finish_iteration(self) -> tuple[dict[str, float], float]:
+        """The mean of each term over the iteration's steps, with how many were left out, if any; and their seconds.
+
+        Raises FloatingPointError if the weights are not finite.
+        """
+        steps, self.steps = self.steps, []
+        seconds, self.training_seconds = self.training_seconds, 0.0
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+        taken = [terms for terms in steps if terms is not None]
+        if steps and not taken:
+            raise FloatingPointError(_NOT_FINITE.format(len(steps)))
+        self.check_weights()
+        means = {name: sum(terms[name] for terms in taken) / len(taken) for name in (taken[0] if taken else ())}
+        left_out = {"steps_left_out": len(steps) - len(taken)} if len(taken) < len(steps) else {}
+        return means | left_out, seconds
+
+    def check_weights(self) -> None:
+        """Raise FloatingPointError unless all weights, and all that the optimizer keeps, are finite."""
+        kept = [value for state in self.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+        finite = all(processes.local(tensor).isfinite().all() for tensor in (*self.parameters(), *kept))
+        if not all(processes.gather([finite])):
+            raise FloatingPointError("weights or the optimizer's state are not finite: try a smaller --learning-rate")
+
+
+_NOT_FINITE = "{} gradients were not finite: try --dtype float32, or other values"
+
+
+def schedule(warmup_steps: int, decay_steps: int) -> Callable[[int], float]:
+    """The learning rate's factor at a step: rises over the warm-up, then stays at 1, or falls linearly to 0.1."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        if not decay_steps:
+            return 1.0
+        return 1 - 0.9 * min(1.0, (step - warmup_steps) / max(1, decay_steps - warmup_steps))
+
+    return factor
+
+
+def show_examples(parts: list[tuple[list[Group], Tensor]], groups: list[Group]) -> None:
+    """Print the examples of a step that is left out.
+
+    parts: what this process has computed, groups with the terms of their loss. If all of these are finite, in all
+    processes, it is the gradient that is not, and nothing narrower than the whole batch can be named.
+    """
+    suspects = [group for part, terms in parts if not terms.isfinite().all() for group in part]
+    suspects = processes.gather(suspects) or groups
+    if processes.rank() == 0:
+        lines = [f"    {example}" for group in suspects for example in group]
+        tqdm.write("\n".join(["Step left out, a loss or gradient is not finite:", *lines]), file=sys.stderr)

@@ -1,0 +1,71 @@
+"""The machine: where and in what a run computes. Nothing here changes what is learned, but for rounding."""
+
+import contextlib
+import ctypes
+from dataclasses import dataclass
+
+import torch
+
+from support import processes
+from support.errors import InputError
+from support.settings import setting
+
+
+@dataclass(frozen=True)
+class MachineSettings:
+    """How the work is done; a run may be resumed with other values, but for `dtype` and `max_grad_norm`."""
+
+    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+    dtype: str = setting(
+        "auto", "arithmetic; auto: bfloat16 where the hardware has it", ("auto", "float32", "bfloat16")
+    )
+    sampling_batch_size: int = setting(64, "questions that are answered at once", least=1)
+    micro_batch_size: int = setting(0, "questions in one forward pass of training; 0: the whole batch")
+    max_grad_norm: float = setting(1.0, "longer gradients are scaled down to this norm")
+    replay_size: int = setting(100_000, "samples that are kept for --replay all; the oldest leave first")
+    shard_model: bool = setting(False, "split the model over the processes of torchrun: for flan-t5-xl and -xxl")
+    compile: bool = setting(False, "fuse kernels with torch.compile: slower to start, then faster")
+    gradient_checkpointing: bool = setting(False, "compute blocks again in the backward pass, which saves memory")
+
+
+def choose_device(machine: MachineSettings) -> tuple[torch.device, torch.dtype]:
+    """Where to compute, and in what: everything that depends on the hardware is decided here.
+
+    Under torchrun each process takes the GPU of its local rank. bfloat16 is chosen where the hardware multiplies in it.
+    """
+    name = machine.device if machine.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(f"cuda:{processes.local_rank()}" if name == "cuda" else name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name} cannot be used here ({reason}); try --device cpu.") from error
+    native = torch.cpu.get_capabilities()
+    has_bfloat16 = native.get("amx_bf16") or native.get("avx512_bf16")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if machine.dtype == "auto":
+        return device, torch.bfloat16 if has_bfloat16 else torch.float32
+    return device, getattr(torch, machine.dtype)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep large blocks that are freed for the next one who asks, as GPU allocators do.
+
+    By default it gives them back to the operating system, which clears every page again when the next layer wants one.
+    Without glibc nothing happens.
+    """
+    mmap_max, trim_threshold = -4, -1  # the numbers of M_MMAP_MAX and M_TRIM_THRESHOLD in <malloc.h>
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, -1)
+
+
+def fuse_kernels(model: torch.nn.Module) -> None:
+    """--compile: each block by itself, so that equal ones share a compilation, for all batch sizes and lengths."""
+    for block in (*model.encoder.block, *model.decoder.block):
+        block.compile(dynamic=True)

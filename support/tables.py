@@ -1,0 +1,72 @@
+"""What a run prints: a row per iteration, and at the end a table; both fit into 80 columns. And shares with intervals."""
+
+import math
+
+from tqdm import tqdm
+
+from support import processes
+
+COLUMNS = ("correct", "wrong", "obeyed", "malformed", "samples", "supervised", "contrastive", "entropy", "seconds")
+AFTER = ("before", "after", "wrong", "obeyed", "malformed")
+
+
+def say(text: str) -> None:
+    """Print from the first process, without tearing a progress bar."""
+    if processes.rank() == 0:
+        tqdm.write(text)
+
+
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % confidence interval of a share measured on n questions (Wilson, 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    center = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def progress_header() -> str:
+    """The titles of the columns of `progress_line`."""
+    return (
+        "      asked for    asked for a wrong answer      right\n"
+        " it   the correct  right  obeyed  malformed     samples  losses                 s"
+    )
+
+
+def progress_line(line: dict) -> str:
+    """A row about an iteration, a line of metrics.jsonl: shares in %, averaged over the questions of all tasks."""
+    n = sum(task["n"] for task in line["tasks"].values())
+
+    def share(key: str) -> str:
+        return percent(sum(task[key] * task["n"] for task in line["tasks"].values()) / max(1, n))
+
+    samples = percent(line.get("right_share"))
+    losses = " ".join(f"{value:.3f}" for value in list(line["losses"].values())[:3])
+    seconds = sum(line["seconds"].values())
+    return (
+        f"{line['iteration']:3d}  {share('correct'):>11}  {share('wrong'):>5}  {share('obeyed'):>6}  "
+        f"{share('malformed'):>9}  {samples:>10}  {losses:20}  {seconds:5.1f}"
+    )
+
+
+def before_and_after(first: dict, last: dict) -> str:
+    """Accuracies per task in %: before, after, and the three shares after when asked for a wrong answer."""
+    rows = [("", *AFTER)]
+    for task, after in last["tasks"].items():
+        before = first["tasks"][task]["correct"]
+        shares = (before, *(after[key] for key in ("correct", "wrong", "obeyed", "malformed")))
+        rows.append((task, *map(percent, shares)))
+    width = max(len(task) for task, *_ in rows)
+    n = min(after["n"] for after in last["tasks"].values())
+    low, high = wilson(0.5, n)
+    return "\n".join(
+        [f"{'':{width}}  asked for the correct / a wrong answer"]
+        + [f"{task:{width}}  " + " ".join(f"{cell:>{len(name)}}" for cell, name in zip(cells, AFTER, strict=True))
+           for task, *cells in rows]
+        + [f"{n} questions: 95 % intervals reach {50 * (high - low):.0f} points to either side, less near 0 and 100"]
+    )  # fmt: skip
+
+
+def percent(share: float | None) -> str:
+    """`61.0`, or a dash where there is nothing."""
+    return "-" if share is None else f"{100 * share:.1f}"
