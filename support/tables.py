@@ -1,6 +1,7 @@
 """What a run prints: a row per iteration, and at the end a table; both fit into 80 columns. And shares with intervals."""
 
 import math
+import textwrap
 
 from tqdm import tqdm
 
@@ -11,9 +12,10 @@ AFTER = ("before", "after", "wrong", "obeyed", "malformed")
 
 
 def say(text: str) -> None:
-    """Print from the first process, without tearing a progress bar."""
+    """Print from the first process, in lines of up to 80 characters, without tearing a progress bar."""
     if processes.rank() == 0:
-        tqdm.write(text)
+        for line in text.split("\n"):
+            tqdm.write(line if len(line) <= 80 else textwrap.fill(line, 80, subsequent_indent="    "))
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
