@@ -30,8 +30,8 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
 def progress_header() -> str:
     """The titles of the columns of `progress_line`."""
     return (
-        "      asked for    asked for a wrong answer      right\n"
-        " it   the correct  right  obeyed  malformed     samples  losses                 s"
+        "     asked for    asked for a wrong answer   samples\n"
+        " it  the correct  right  obeyed  malformed     right  losses                  s"
     )
 
 
@@ -47,7 +47,7 @@ def progress_line(line: dict) -> str:
     seconds = sum(line["seconds"].values())
     return (
         f"{line['iteration']:3d}  {share('correct'):>11}  {share('wrong'):>5}  {share('obeyed'):>6}  "
-        f"{share('malformed'):>9}  {samples:>10}  {losses:20}  {seconds:5.1f}"
+        f"{share('malformed'):>9}  {samples:>8}  {losses:20}  {seconds:4.0f}"
     )
 
 
