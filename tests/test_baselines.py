@@ -18,7 +18,7 @@ from model_t5 import T5, T5Config, Tokenizer, load_checkpoint
 from support.batches import Pair, group_by
 from support.generators import DOMAINS
 from test_hir import HERE, metrics, run, without_seconds
-from tests.conftest import SHARED
+from tests.conftest import SPIECE
 
 QUESTIONS = [example for task in TASKS for example in generate(task, 2, seed=5)]
 LENGTHS = [1, 4, 2, 7]
@@ -98,12 +98,12 @@ def test_whitening_explained_variance_and_the_adaptive_penalty():
 def tiny():
     """An untrained T5 with dropout: its outputs have all lengths, and one pass with dropout on would show."""
     torch.manual_seed(0)
-    config = T5Config(vocab_size=32128, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, dropout_rate=0.3,
+    config = T5Config(vocab_size=2048, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, dropout_rate=0.3,
                       tie_word_embeddings=False)  # fmt: skip
     model = T5(config)
     with torch.no_grad():
         model.lm_head.weight[1] *= 4  # an end of sequence comes now and then
-    return model, Tokenizer(SHARED / "t5" / "spiece.model")
+    return model, Tokenizer(SPIECE, extra_ids=0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

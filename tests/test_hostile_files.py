@@ -21,7 +21,6 @@ import torch
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from test_reliability import write_model
 
 import hir
 from bigbench_tasks import TASKS, Example, TaskError, generate, load
@@ -30,6 +29,7 @@ from model_t5 import load_checkpoint
 from support import checkpoint_files, run_directory
 from support.checkpoint_files import CheckpointError
 from tests.conftest import THOROUGH, record
+from tests.test_reliability import write_model
 
 CASES = 10_000 if THOROUGH else 240
 

@@ -17,7 +17,7 @@ from tests.test_model_t5 import FLAN, as_bin, assert_same_function, write_peer
 def hub(tmp_path, monkeypatch):
     """A local hub with one model, `org/tiny`, and an empty cache. Sending the file `hub.cut` breaks off half way."""
     files = tmp_path / "files"
-    peer = write_peer(files, FLAN, max_shard_size="3MB")
+    peer = write_peer(files, FLAN, max_shard_size="100KB")
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -90,7 +90,7 @@ def test_a_wrong_sum_and_a_full_disk_leave_nothing_behind(hub):
         load_checkpoint("org/tiny")
     hub.extra = b""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (270_000, limits[1]))
     try:
         with pytest.raises(CheckpointError, match="File too large"):
             load_checkpoint("org/tiny")

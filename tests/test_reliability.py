@@ -23,10 +23,9 @@ from bigbench_tasks import generate
 from feedback import WRONG, is_correct
 from model_t5 import T5, T5Config, Tokenizer, load_checkpoint, save_checkpoint
 from support.checkpoint_files import replacing, write_file
-from tests.conftest import THOROUGH, record
+from tests.conftest import SPIECE, THOROUGH, record
 
 HERE = Path(__file__).resolve().parents[1]
-SPIECE = HERE / "checkpoints" / "t5-mini" / "spiece.model"
 ITERATIONS = 4
 
 
