@@ -26,7 +26,8 @@ from hir import setting
 from model_t5 import T5, Tokenizer, load_checkpoint
 from support import exits, explain, processes
 from support.batches import Pair
-from support.run_directory import RunError, check_run, open_run, restore, save_iteration
+from support.errors import InputError
+from support.run_directory import check_run, open_run, restore, save_iteration
 
 HERE = Path(__file__).resolve().parent
 
@@ -158,7 +159,7 @@ def choose_device(run: Run) -> tuple[torch.device, torch.dtype]:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f"--device {name} cannot be used here ({reason}); try --device cpu.") from error
+        raise InputError(f"--device {name} cannot be used here ({reason}); try --device cpu.") from error
     native = torch.cpu.get_capabilities()
     has_bfloat16 = native.get("amx_bf16") or native.get("avx512_bf16")
     if device.type == "cuda":

@@ -12,10 +12,9 @@ import signal
 import sys
 from collections.abc import Callable
 
-from bigbench_tasks import TaskError
 from support import processes
-from support.checkpoint_files import CheckpointError
-from support.run_directory import STOP_SIGNALS, RunError
+from support.errors import InputError
+from support.run_directory import STOP_SIGNALS
 
 
 def end_well(command: Callable[[], None]) -> int:
@@ -45,7 +44,7 @@ def _attempt(command: Callable[[], None]) -> tuple[int, str]:
     try:
         command()
         processes.stop()
-    except (TaskError, CheckpointError, RunError) as error:
+    except InputError as error:
         return 2, str(error)
     except FloatingPointError as error:
         return 1, f"{error}; {_how_to_go_on()}"

@@ -8,7 +8,6 @@ state.pt        what it takes to go on: weights, optimizer, schedule, metrics
 .lock           number of the process that writes, locked by it; the lock ends with the process, however that ends
 """
 
-import fcntl
 import json
 import os
 import signal
@@ -25,7 +24,10 @@ import torch
 from model_t5 import T5, Tokenizer, save_checkpoint
 from support import finite, processes
 from support.batches import Pair
-from support.checkpoint_files import load_pickle, read_json, replacing, write_file, write_json
+from support.checkpoint_files import load_pickle
+from support.errors import InputError
+from support.files import read_json, replacing, write_file, write_json
+from support.locks import lock as take_lock
 
 # In the middle of a run: where and how long it runs, and how its work is done.
 MAY_CHANGE = {"out", "resume", "device", "iterations", "micro_batch_size", "sampling_batch_size", "shard_model"}
@@ -34,29 +36,27 @@ SAMPLES_TO_READ = 20  # per iteration
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what schedulers send
 
 
-class RunError(ValueError):
-    """A run that cannot be begun or resumed; the message is one sentence that says why and what to do."""
-
-
 def check_run(out: Path, run: dict, settings: dict, resume: bool) -> bool:
     """Does the directory hold a run to go on with? Refuses one of other settings, and to begin where one is."""
     path = out / "config.json"
     if not os.path.exists(path) and not os.path.exists(out / "state.pt"):
         return False
     if not resume:
-        raise RunError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
+        raise InputError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
     try:
         config = read_json(path)
         before = dict(config["run"]) | dict(config["settings"])
-    except (ValueError, KeyError, TypeError) as error:  # a CheckpointError is a ValueError
-        raise RunError(f"{out} cannot be resumed: its config.json is missing or damaged; use another --out.") from error
+    except (ValueError, KeyError, TypeError) as error:  # an InputError is a ValueError
+        raise InputError(
+            f"{out} cannot be resumed: its config.json is missing or damaged; use another --out."
+        ) from error
     changes = [
         f"--{name.replace('_', '-')} {before.get(name)}, not {value}"
         for name, value in (run | settings).items()
         if name not in MAY_CHANGE and before.get(name) != value
     ]
     if changes:
-        raise RunError(f"{out} was begun with {'; '.join(changes)}; choose another --out.")
+        raise InputError(f"{out} was begun with {'; '.join(changes)}; choose another --out.")
     return True
 
 
@@ -76,7 +76,7 @@ def open_run(out: Path, run: dict, settings: dict, resume: bool) -> TextIO | Non
             if not check_run(out, run, settings, resume):
                 write_json(out / "config.json", describe(run, settings))
         except OSError as error:
-            raise RunError(f"{out} cannot be written ({error.strerror}); choose another --out.") from error
+            raise InputError(f"{out} cannot be written ({error.strerror}); choose another --out.") from error
 
     processes.from_first(take)
     return lock
@@ -85,13 +85,9 @@ def open_run(out: Path, run: dict, settings: dict, resume: bool) -> TextIO | Non
 def lock_or_refuse(lock: TextIO, out: Path) -> None:
     """Lock the file for this process and write its number there."""
     lock.seek(0)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if take_lock(lock) is False:
         owner = lock.read(20).strip()
-        raise RunError(f"{out} is in use by process {owner}; let it end, or choose another --out.") from error
-    except OSError:  # a file system without locks
-        return
+        raise InputError(f"{out} is in use by process {owner}; let it end, or choose another --out.")
     lock.truncate()
     print(os.getpid(), file=lock, flush=True)
 
@@ -109,7 +105,7 @@ def restore(out: Path, parts: dict[str, Any]) -> list[dict]:
         return list(state["lines"])
     except Exception as error:  # a damaged file can raise anything
         reason = str(error).partition("\n")[0]
-        raise RunError(f"{path} cannot be resumed from ({reason}); it is damaged or of another version.") from error
+        raise InputError(f"{path} cannot be resumed from ({reason}); it is damaged or of another version.") from error
 
 
 def describe(run: dict, settings: dict) -> dict:
@@ -150,7 +146,7 @@ def save_iteration(
     except (OSError, RuntimeError, ValueError) as error:
         # torch.save hides the reason behind an error of its own
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise RunError(
+        raise InputError(
             f"{out}: iteration {iteration} could not be saved ({getattr(cause, 'strerror', None) or cause}), and what was "
             f"saved before is as it was; once that is fixed, --resume goes on from there."
         ) from error

@@ -22,7 +22,7 @@ import train
 from bigbench_tasks import generate
 from feedback import WRONG, is_correct
 from model_t5 import T5, T5Config, Tokenizer, load_checkpoint, save_checkpoint
-from support.checkpoint_files import replacing, write_file
+from support.files import replacing, write_file
 from tests.conftest import SPIECE, THOROUGH, record
 
 HERE = Path(__file__).resolve().parents[1]
