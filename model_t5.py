@@ -69,13 +69,11 @@ def position_bucket(distance: Tensor, bidirectional: bool, config: T5Config) -> 
     the last takes all beyond. An encoder attends both ways, with half of the buckets for each side; a decoder only backwards.
     """
     num_buckets, max_distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
-    side = 0
     if bidirectional:
         num_buckets //= 2
-        side = (distance > 0).long() * num_buckets
-        distance = distance.abs()
+        side, distance = (distance > 0).long() * num_buckets, distance.abs()
     else:
-        distance = (-distance).clamp(min=0)
+        side, distance = 0, (-distance).clamp(min=0)
     near = num_buckets // 2
     # from 0 at `near` to 1 at max_distance
     growth = torch.log(distance.clamp(min=1).float() / near) / math.log(max_distance / near)
@@ -312,10 +310,10 @@ class T5(nn.Module):
 
 @dataclass
 class LayerCache:
-    """One decoder block's keys and values: of the targets so far, in room for all of them, and of the sources."""
+    """One decoder block's keys and values: of the targets so far, with room for T tokens, and of the sources."""
 
-    keys: Tensor  # (R, H, L, d), written in place
-    values: Tensor  # (R, H, L, d), written in place
+    keys: Tensor  # (R, H, T, d), written in place
+    values: Tensor  # (R, H, T, d), written in place
     cross: tuple[Tensor, Tensor]  # each (B, H, S, d)
 
     def append(self, keys: Tensor, values: Tensor, position: int) -> tuple[Tensor, Tensor]:
@@ -331,7 +329,7 @@ class Cache:
     """The state of one generation: all that `T5.step` needs of the tokens before. Row r continues source r // N."""
 
     layers: list[LayerCache]
-    self_bias: Tensor  # (1, H, L, L), of which a step takes one row
+    self_bias: Tensor  # (1, H, T, T), of which a step takes one row
     cross_bias: Tensor  # (B, 1, 1, S)
     num_samples: int  # N
     position: int = 0  # of the next token
