@@ -5,18 +5,17 @@ sums checked. Tests that need them are skipped where they are missing, and fail 
 of reliability long; only then are results written.
 """
 
-import hashlib
 import json
 import os
 from pathlib import Path
 
 import pytest
 
-import bigbench_tasks
-from support import checkpoint_files, run_directory
+from support import downloads, run_directory, task_files
 
 ROOT = Path(__file__).resolve().parents[1]
 SPIECE = ROOT / "checkpoints" / "t5-mini" / "spiece.model"  # a vocabulary of 2,048 tokens without sentinels
+T5_SPIECE = "https://huggingface.co/google-t5/t5-small/resolve/main/spiece.model"
 T5_SPIECE_SHA256 = "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86"
 THOROUGH = "HIR_THOROUGH" in os.environ
 MISSING = "needs the official task files and T5's vocabulary"
@@ -27,15 +26,12 @@ def find_shared() -> Path:
     beside = Path(os.environ.get("HIR_SHARED") or ROOT.parent / "shared")
     if (beside / "bigbench").is_dir():
         return beside
-    for task in bigbench_tasks.TASKS:
-        cached = bigbench_tasks.official_file(task)
+    for task in task_files.DIRECTORY:
+        cached = task_files.official(task)
     shared = next(parent.parent for parent in cached.parents if parent.name == "bigbench")
     spiece = shared / "t5" / "spiece.model"
-    spiece.parent.mkdir(exist_ok=True)
-    checkpoint_files.download("google-t5/t5-small", "spiece.model", spiece.parent)
-    if hashlib.sha256(spiece.read_bytes()).hexdigest() != T5_SPIECE_SHA256:
-        spiece.unlink()
-        raise checkpoint_files.CheckpointError(f"{spiece} is not T5's vocabulary (SHA-256); try again.")
+    if not spiece.exists():
+        downloads.download(T5_SPIECE, spiece, T5_SPIECE_SHA256)
     return shared
 
 

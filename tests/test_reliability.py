@@ -21,7 +21,7 @@ import train
 from bigbench_tasks import generate
 from model_t5 import T5, T5Config, Tokenizer, load_checkpoint, save_checkpoint
 from support import REPOSITORY
-from support.checkpoint_files import replacing, write_file
+from support.files import replacing, write_file
 from support.learner import Learner
 from support.machine import MachineSettings
 from support.replay import ReplaySet
