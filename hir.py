@@ -64,7 +64,7 @@ class Settings:
 
     sub_output: str = setting("encoder", "parts of outputs that are learned too (see `relabel`)", SUB_OUTPUTS)
     replay: str = setting("all", "draw from all samples since the start, or the last iteration's", ("all", "last"))
-    malformed: str = setting("wrong", "what an output is taken for that is no answer", ("wrong", "drop"))
+    malformed: str = setting("wrong", "how an output is treated that is no answer", ("wrong", "drop"))
     contrastive: str = setting("instructions", "what Eq. 4 compares (see `loss_terms`)", ("instructions", "batch"))
     max_new_tokens: int = setting(64, "longest output", least=1)
     warmup_steps: int = setting(0, "gradient steps in which the learning rate rises from zero")
@@ -205,7 +205,7 @@ def sample_token(logits: Tensor, temperature: float, noise: Tensor) -> Tensor:
 def relabel(
     samples: Iterable[Sample], tokenizer: Tokenizer, settings: Settings, rng: random.Random
 ) -> list[TrainingExample]:
-    """phi of Sec. 4.2: give every output, and every part of one, the instruction that it fulfils.
+    """Sec. 4.2: give every output, and every part of one, the instruction that it fulfils.
 
     Sub-outputs. "encoder": a random part is learned too (see `sub_output`). "decoder": output and instruction are cut in
     two at a random time step; the tokens before it stay in the decoder. "answer": of a wrong output only its answer is
@@ -217,7 +217,7 @@ def relabel(
         if s.verdict == "malformed" and settings.malformed == "drop":
             continue
         right = s.verdict == "right"
-        part = partial(TrainingExample, CORRECT if right else WRONG, s.example.question)
+        part = partial(TrainingExample, fulfilled_instruction(right), s.example.question)
         if settings.sub_output != "answer":
             examples.append(part(s.tokens))
         elif s.answer_start < len(s.tokens):
@@ -230,6 +230,11 @@ def relabel(
     return examples
 
 
+def fulfilled_instruction(right: bool) -> str:
+    """phi of Sec. 4.2: p for an output that fulfils p, else not(p)."""
+    return CORRECT if right else WRONG
+
+
 def sub_output(s: Sample, tokenizer: Tokenizer, rng: random.Random) -> TrainingExample:
     """A random part of an output, given the tokens before it in the encoder's input, as in the authors' code.
 
@@ -239,8 +244,9 @@ def sub_output(s: Sample, tokenizer: Tokenizer, rng: random.Random) -> TrainingE
     start, end = sorted(rng.sample(range(0, len(s.tokens) + 2, 2), 2))
     answer = tokenizer.decode(s.tokens[max(start, s.answer_start) : end])
     right = s.verdict == "right" or is_part_of_right_answer(answer, s.example)
-    instruction = CORRECT if right else WRONG
-    return TrainingExample(instruction, s.example.question, s.tokens[start:end], encoder_prefix=s.tokens[:start])
+    return TrainingExample(
+        fulfilled_instruction(right), s.example.question, s.tokens[start:end], encoder_prefix=s.tokens[:start]
+    )
 
 
 # --- 3. The three objectives (Sec. 4.3) -------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def markdown(title: str, text: str, header: list[str], rows: list[list[object]])
 
 def chance(task: str) -> str | None:
     """The accuracy in % of who picks an option blindly; None where there are no options."""
-    [examples] = train.test_questions(train.Run(), [task]).values()
+    [examples] = train.held_out_questions(train.Run(), [task]).values()
     shares = [len(e.targets) / len(e.options) for e in examples if e.options]
     return f"{100 * statistics.mean(shares):.1f}" if shares else None
 
