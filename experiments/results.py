@@ -301,7 +301,7 @@ def draw_curves(path: Path, panels: dict[str, dict[str, list[Curve]]], over: str
             axis.set_title(title.replace("_", " "))
             axis.set_xlabel(AXES[over])
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            if not title.startswith("loss"):
+            if not title.startswith("training: "):
                 axis.set_ylim(-2, 102)
                 axis.set_ylabel("%")
         _save(figure, axes, path)
@@ -368,7 +368,7 @@ def panels_of(runs: Results, over: str, keys: list[str] | None = None) -> dict[s
             curves = {task: [curve(single, key, task, over)] for task in single.lines[0]["tasks"]}
         else:
             curves = {"all tasks" if single else name: [curve(run, key, "", over)] for name, run in runs.items()}
-        panels[SHARES.get(key, f"loss: {key}")] = curves
+        panels[SHARES.get(key, f"training: {key}")] = curves
     return panels
 
 
@@ -390,4 +390,4 @@ def table_of(runs: Results) -> str:
         label.ljust(width) + "".join(f" {cell:>{len(title)}}" for cell, title in zip(cells, header[1:], strict=False))
         for label, *cells in (header, *rows)
     ]
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
