@@ -180,7 +180,7 @@ def build_method(s: AllSettings, model: T5, tokenizer: Tokenizer) -> tuple[Learn
         method, own_state = partial(ppo.proximal_policy_optimization, learner, critic), {"ppo": critic}
     else:
         learner = Learner(model, tokenizer, s.machine, s.method)
-        replay = ReplaySet(s.method.replay, s.machine.replay_size, hir.Sample.from_tuple)
+        replay = ReplaySet(s.method.replay, s.machine.replay_size, lambda f: hir.Sample(Example(*f[0]), *f[1:]))
         methods = {
             "hir": partial(hir.hindsight_instruction_relabeling, learner, replay),
             "farl": partial(imitation.final_answer_rl, learner, replay),
@@ -207,11 +207,11 @@ def train(s: AllSettings) -> dict:
     _lock = open_run(out, config, run.resume)  # held until this function is left
     learner, method, parts = build_method(s, model, tokenizer)
     lines = restore(out, parts)  # of metrics.jsonl
-    say(f"{run.method} on {', '.join(tasks)}")
     size = sum(p.numel() for p in model.parameters())
-    place = f"{model.device} in {str(model.compute_dtype)[6:]}, {processes.world_size()} process(es)"
-    say(f"{run.checkpoint}: {size:,} parameters on {place}")
-    say(f"ready after {time.perf_counter() - begin:.1f} s; writes to {out}\n\n{progress_header()}")
+    say(f"{run.method} on {', '.join(tasks)}")
+    say(f"{run.checkpoint}, {size:,} parameters, on {model.device} in {str(model.compute_dtype)[6:]}")
+    say(f"ready after {time.perf_counter() - begin:.1f} s; writes to {out}")
+    say(f"\n{progress_header()}")
 
     last = 0 if run.method == "none" else run.iterations
     steps = method(questions, s.method, range(max(1, len(lines)), last + 1), run.seed) if method else None

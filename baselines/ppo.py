@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from bigbench_tasks import Example
-from hir import CORRECT, Sample, Settings, entropy_loss, forward_tokens, sample_online
+from hir import CORRECT, Sample, Settings, entropy_loss, prompt, sample_online
 from model_t5 import T5, Tokenizer
-from support.batches import Group, TrainingExample, group_by, in_batches, make_batches
+from support.batches import Group, TrainingExample, forward_tokens, group_by, in_batches, make_batches
 from support.learner import Iteration, Learner
 from support.seeds import seeds
 from support.settings import setting
@@ -45,8 +45,10 @@ class PPOSettings:
     ppo_value_clip: float = setting(0.2, "how far a value may move in an iteration before its gradient is cut")
     ppo_value_coef: float = setting(0.1, "weight of the value loss")
     ppo_entropy_coef: float = setting(0.0, "weight of the negative entropy")
-    ppo_discount: float = setting(1.0, "discount per token (gamma)")
-    ppo_lambda: float = setting(0.95, "lambda of GAE: 1 trusts the rewards alone, 0 the value of the next token")
+    ppo_discount: float = setting(1.0, "discount per token (gamma)", most=1)
+    ppo_lambda: float = setting(
+        0.95, "lambda of GAE: 1 trusts the rewards alone, 0 the value of the next token", most=1
+    )
     ppo_kl_coef: float = setting(0.05, "penalty per nat away from the reference; where the adaptive one begins")
     ppo_kl_target: float = setting(0.0, "nats per output that the adaptive penalty aims at; 0: the penalty is fixed")
     ppo_kl_horizon: float = setting(10_000.0, "outputs over which the adaptive penalty moves by up to a fifth")
@@ -124,7 +126,7 @@ def policy_outputs(
     Detail: the logits are divided by the sampling temperature, as the probabilities are those that sampling used.
     Detail: the output layer works in float32. In bfloat16 a logit of 10 is off by 0.03, and so would the ratios be.
     """
-    batch, hidden = forward_tokens(model, tokenizer, groups, "none")
+    batch, hidden = forward_tokens(model, tokenizer, prompt, groups, "none")
     with torch.autocast(hidden.device.type, enabled=False):
         logits = model.logits(hidden.float()) / temperature
     return batch.labels, hidden, logits, -F.cross_entropy(logits, batch.labels, reduction="none")

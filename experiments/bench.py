@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.bench_systems import WORK, Job, folder
 from support import REPOSITORY
-from support.checkpoint_files import write_file
+from support.files import write_file
 
 Row = dict[str, Job]  # who, or which size, is measured
 

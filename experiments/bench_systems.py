@@ -70,7 +70,7 @@ def open_ours(job: Job) -> tuple[T5, Tokenizer]:
         model, tokenizer = load_checkpoint(job.checkpoint or MINI)
     else:
         torch.manual_seed(0)
-        model, tokenizer = T5(SHAPES[job.shape]).eval(), Tokenizer.load(MINI)
+        model, tokenizer = T5(SHAPES[job.shape]).eval(), Tokenizer(MINI / "spiece.model")
     model.compute_dtype = getattr(torch, job.dtype)
     model.gradient_checkpointing = job.micro_batch_size > 0
     if job.compile:
@@ -92,7 +92,7 @@ def open_transformers(job: Job, dtype: torch.dtype) -> tuple[torch.nn.Module, To
     """The peer's model with weights of this type, and our tokenizer."""
     from transformers import T5ForConditionalGeneration
 
-    return T5ForConditionalGeneration.from_pretrained(folder(job), dtype=dtype).eval(), Tokenizer.load(MINI)
+    return T5ForConditionalGeneration.from_pretrained(folder(job), dtype=dtype).eval(), Tokenizer(MINI / "spiece.model")
 
 
 def examples(job: Job, tokenizer: Tokenizer) -> list[Example]:
@@ -193,7 +193,10 @@ def sampling_ctranslate2(job: Job) -> Callable:
         scratch.rename(converted)
     kind = "float32" if job.dtype == "float32" else "int8"
     threads = {"inter_threads": 1, "intra_threads": torch.get_num_threads()}
-    engine, tokenizer = ctranslate2.Translator(str(converted), compute_type=kind, **threads), Tokenizer.load(MINI)
+    engine, tokenizer = (
+        ctranslate2.Translator(str(converted), compute_type=kind, **threads),
+        Tokenizer(MINI / "spiece.model"),
+    )
     texts, pieces = prompts(job, tokenizer), tokenizer.pieces
     how = {"num_hypotheses": job.samples, "sampling_topk": 0 if job.temperature else 1}
 
@@ -270,7 +273,7 @@ def hir_authors(job: Job) -> Callable:
 
 def limit(job: Job) -> Callable:
     """The machine's own matrix product: the feed-forward layer's, for all source tokens of the questions."""
-    config, tokenizer = SHAPES.get(job.shape) or load_checkpoint(MINI)[0].config, Tokenizer.load(MINI)
+    config, tokenizer = SHAPES.get(job.shape) or load_checkpoint(MINI)[0].config, Tokenizer(MINI / "spiece.model")
     tokens, dtype = sum(len(tokenizer.encode(text)) for text in prompts(job, tokenizer)), getattr(torch, job.dtype)
     x, weight = (torch.randn(rows, config.d_model, dtype=dtype) for rows in (tokens, config.d_ff))
     return lambda: F.linear(x, weight)

@@ -20,8 +20,8 @@ from bigbench_tasks import TASKS, expand
 from experiments import results as of
 from experiments.results import Estimate, Results, measured
 from support import REPOSITORY
-from support.checkpoint_files import write_file
 from support.errors import InputError
+from support.files import write_file
 from support.settings import flag
 from support.tables import percent
 
