@@ -42,7 +42,7 @@ SIZES = ("t5-nano", "t5-mini")
 VARIANTS = (  # label, method, what differs, the paper's figures in its Table 4
     ("full method", "hir", "", ("91.7", "100.0")),
     ("without sub-output sampling", "hir", "--sub-output none", ("75.0", "100.0")),
-    ("the same, as many gradient steps", "hir", "--sub-output none --train-epochs 3", (None, None)),
+    ("the same, as many gradient steps as the full method", "hir", "--sub-output none --train-epochs 3", (None, None)),
     ("without entropy", "hir", "--beta 0", (None, None)),
     ("with the paper's label smoothing", "hir", "--label-smoothing 0.2", (None, None)),
     ("without the contrastive term", "hir", "--alpha 0", (None, None)),
@@ -130,35 +130,38 @@ def of_method(results: Results, task: str, method: str, key: str = "correct", si
     return measured(results, found[:1], key, line=0)
 
 
-def before_and_after(results: Results, task: str, before: tuple, after: tuple) -> list[object]:
-    """A row on a task; before, after: names, line and task as `measured` takes them."""
-    keys = [("correct", before), ("correct", after), *((key, at) for key in UNDER_WRONG for at in (before, after))]
-    return [task, *(measured(results, at[0], key, *at[1:]) for key, at in keys)]
+def before_and_after(results: Results, places: dict[str, tuple[tuple, tuple]]) -> tuple[list[str], list[list[object]]]:
+    """Header and rows of a table: task -> before and after, each names, line and task as `measured` takes them.
 
-
-BEFORE_AND_AFTER = ["task", *(
-    f"{what}{when}" for what in ("", "wrong instruction, ", "obeyed, ", "malformed, ") for when in ("before", "after")
-)]  # fmt: skip
+    Columns that no run has recorded are left out.
+    """
+    keys = {"correct": "", "wrong": "wrong instruction, ", "obeyed": "obeyed, ", "malformed": "malformed, "}
+    columns = [["task", *places]]
+    for (key, title), when in itertools.product(keys.items(), (0, 1)):
+        cells = [measured(results, at[when][0], key, *at[when][1:]) for at in places.values()]
+        columns += [[title + ("before", "after")[when], *cells]] if any(cells) else []
+    header, *rows = map(list, zip(*columns, strict=True))
+    return header, rows
 
 
 def default_table(results: Results) -> Table:
     """What `python train.py --task FAMILY` does with its defaults."""
-    rows = []
+    places = {}
     for family in FAMILIES:
         names = names_of(family, "default", size="")
-        rows += [before_and_after(results, t, (names[:1], 0, t), (names, -1, t)) for t in expand(family)]
+        places |= {task: ((names[:1], 0, task), (names, -1, task)) for task in expand(family)}
     text = f"`python train.py --task FAMILY --seed SEED`, {len(SEEDS)} seeds: % of the test questions. {SHARES_ADD_UP}"
-    return "The default runs", text, BEFORE_AND_AFTER, rows
+    return "The default runs", text, *before_and_after(results, places)
 
 
 def official_table(results: Results) -> Table:
     """What training on generated questions does to official ones."""
-    rows = [before_and_after(results, t, ([f"{t}-official-before"],), ([f"{t}-official-after"],)) for t in TASKS]
+    places = {task: (([f"{task}-official-before"],), ([f"{task}-official-after"],)) for task in TASKS}
     text = (
         "Official BIG-bench questions (at most 200 of the authors' test split, options shuffled), which no bundled model "
         "was trained on, before and after HIR on generated ones (the runs of Table 2, seed 0)."
     )
-    return "Official questions", text, BEFORE_AND_AFTER, rows
+    return "Official questions", text, *before_and_after(results, places)
 
 
 @cache
