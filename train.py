@@ -173,11 +173,16 @@ def load_model(run: RunConfig, machine: MachineSettings) -> tuple[T5, Tokenizer]
 Method = Callable[[Learner, Any, Callable[[int], list[Example]], hir.Settings, Iterable[int], int], Iterator[Iteration]]
 
 
+def rebuild_sample(fields: dict) -> hir.Sample:
+    """A sample from its fields in state.pt."""
+    return hir.Sample(**fields | {"example": Example(**fields["example"])})
+
+
 def build_method(s: AllSettings, model: T5, tokenizer: Tokenizer) -> tuple[Learner, Method | None, Any]:
     """The learner, the method that trains it, and what the method keeps beside the model: replay set or critic."""
     settings, groups, state = s.method, [], None
     if s.run.method in ("hir", "farl"):
-        state = ReplaySet(settings.replay, s.machine.replay_size, lambda f: hir.Sample(Example(*f[0]), *f[1:]))
+        state = ReplaySet(settings.replay, s.machine.replay_size, rebuild_sample)
     if s.run.method == "ppo":
         state = ppo.PPO(model, s.ppo).to(model.device)
         settings, groups = replace(settings, learning_rate=s.ppo.ppo_learning_rate), state.groups()

@@ -92,7 +92,7 @@ def log_probs(learner: Learner, s: hir.Sample) -> list[float]:
     model, example = learner.model, TrainingExample(hir.CORRECT, s.example.question, s.tokens)
     with evaluation_mode(model):
         batch, hidden = forward_tokens(model, learner.tokenizer, hir.prompt, [[example]], tuple(ASKS_FOR))
-        means = batch.mean_log_probs(model.logits(hidden).float().log_softmax(dim=-1))
+        means = batch.pair_log_probs(model.logits(hidden).float().log_softmax(dim=-1))
     return (len(s.tokens) * means[0]).tolist()
 
 

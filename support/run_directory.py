@@ -28,11 +28,11 @@ from support.checkpoint_files import load_pickle
 from support.errors import InputError
 from support.files import read_json, replacing, write_file, write_json
 from support.locks import lock
-from support.machine import MachineSettings
+from support.machine import FIXED, MachineSettings
 from support.settings import flag
 
 # In the middle of a run: where and how long it runs, and how its work is done.
-MAY_CHANGE = {"out", "resume", "iterations"} | {f.name for f in fields(MachineSettings)} - {"dtype", "max_grad_norm"}
+MAY_CHANGE = {"out", "resume", "iterations"} | {f.name for f in fields(MachineSettings)} - FIXED
 SAMPLES_TO_READ = 20  # per iteration
 
 

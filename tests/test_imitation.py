@@ -51,7 +51,7 @@ def test_farl_imitates_right_outputs_alone_and_learns_nothing_when_there_are_non
     model, tokenizer = noisy_model()
     settings = hir.Settings(train_epochs=1)
     texts = [(e, text) for e in QUESTIONS for text in (e.targets[0], "0 zebra")]
-    samples = [hir.judged(e, tuple(tokenizer.encode(text)), tokenizer) for e, text in texts]
+    samples = [hir.make_sample(e, tuple(tokenizer.encode(text)), tokenizer) for e, text in texts]
     right = imitation.right_outputs(samples, tokenizer, settings)
     assert right == [TrainingExample(CORRECT, e.question, tuple(tokenizer.encode(e.targets[0]))) for e in QUESTIONS]
     learner = Learner(model, tokenizer, MachineSettings(), settings)
