@@ -1,4 +1,4 @@
-"""T5 (Raffel et al., JMLR 2020) in plain PyTorch: configuration, layers, key/value cache, model, checkpoints.
+"""T5 (Raffel et al., JMLR 2020) in plain PyTorch: configuration, layers, model, generation, tokenizer, checkpoints.
 
 It covers the original T5 (ReLU, one matrix for embedding and output) and v1.1, which is FLAN-T5's (gated GELU, two).
 Parameters have the names of the Hugging Face hub's files, so that loading is copying.
@@ -9,6 +9,7 @@ N targets per source, and R = B N rows of targets.
 import dataclasses
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,16 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from support import checkpoint_files
-from support.checkpoint_files import CheckpointError
-from support.tokenizer_t5 import Tokenizer
+from support import checkpoint_files, downloads, files
+from support.fast_dropout import Dropout  # nn.Dropout, faster on a CPU
 
-# Added to the score of what must not be seen. Finite, within the range of bfloat16: a row with nothing to see gets a
-# uniform mixture instead of NaN.
+# Added to the scores of positions that must not be attended to. Finite, within the range of bfloat16: a row with all
+# positions masked gets a uniform mixture instead of NaN.
 MASKED = -1e30
 
 
-# -------------------------------------------------------------------------------------------------------- configuration
+# --- Configuration ----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -57,52 +57,23 @@ class T5Config:
             self.num_decoder_layers = self.num_layers
         if self.scale_decoder_outputs is None:
             self.scale_decoder_outputs = self.tie_word_embeddings
-        for field in dataclasses.fields(self):
-            value, kind = getattr(self, field.name), field.type
-            if type(value) is not kind and not (kind is float and type(value) is int):
-                raise ValueError(f"{field.name} is {value!r}, not of type {kind.__name__}")
-            may_be_zero, limit = field.name.endswith(("_id", "_rate")), 1e3 if "layers" in field.name else 1e6
-            if kind in (int, float) and not (0 < value < limit or (may_be_zero and value == 0)):
-                raise ValueError(f"{field.name} is {value!r}, out of range")
-        if self.feed_forward_proj not in ("relu", "gated-gelu"):
-            raise ValueError(f"feed_forward_proj is {self.feed_forward_proj!r}, not 'relu' or 'gated-gelu'")
-        for name, limit in (("decoder_start_token_id", self.vocab_size), ("dropout_rate", 1)):
-            if not getattr(self, name) < limit:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, not below {limit}")
-        if not 4 <= self.relative_attention_num_buckets < 2 * self.relative_attention_max_distance:
-            raise ValueError("relative_attention_num_buckets is not between 4 and 2 relative_attention_max_distance")
 
 
-# --------------------------------------------------------------------------------------------------------------- layers
+# --- Layers -----------------------------------------------------------------------------------------------------------
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2)) * weight: layer normalisation without mean and bias."""
-
-    def __init__(self, config: T5Config):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(config.d_model))
-        self.epsilon = config.layer_norm_epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)"""
-        variance = x.float().square().mean(-1, keepdim=True)  # squares and their sum would lose too much in bfloat16
-        return self.weight * (x * torch.rsqrt(variance + self.epsilon)).to(self.weight.dtype)
-
-
-def position_bucket(distance: Tensor, bidirectional: bool, num_buckets: int, max_distance: int) -> Tensor:
+def position_bucket(distance: Tensor, bidirectional: bool, config: T5Config) -> Tensor:
     """Sort distances (key position - query position) into buckets: one each for the near ones, then ever wider ones.
 
-    The first half of the buckets hold one distance each, the others grow logarithmically up to max_distance, and the
-    last takes all beyond. An encoder looks both ways, with half of the buckets for each side; a decoder looks back.
+    The first half of the buckets hold one distance each, the others grow logarithmically up to the maximal distance, and
+    the last takes all beyond. An encoder attends both ways, with half of the buckets for each side; a decoder only backwards.
     """
-    side = 0
+    num_buckets, max_distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
     if bidirectional:
         num_buckets //= 2
-        side = (distance > 0).long() * num_buckets
-        distance = distance.abs()
+        side, distance = (distance > 0).long() * num_buckets, distance.abs()
     else:
-        distance = (-distance).clamp(min=0)
+        side, distance = 0, (-distance).clamp(min=0)
     near = num_buckets // 2
     # from 0 at `near` to 1 at max_distance
     growth = torch.log(distance.clamp(min=1).float() / near) / math.log(max_distance / near)
@@ -110,20 +81,8 @@ def position_bucket(distance: Tensor, bidirectional: bool, num_buckets: int, max
     return side + torch.where(distance < near, distance, far)
 
 
-class Dropout(nn.Dropout):
-    """nn.Dropout; on a CPU each 64 random bits decide about four values, which takes a third to half of the time."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(...) -> (...)"""
-        if not self.training or self.p == 0 or x.device.type != "cpu":
-            return super().forward(x)
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        keep = bits[: x.numel()].view(x.shape) >= int(self.p * 2**16) - 2**15
-        return x * (keep / (1 - self.p)).to(x.dtype)
-
-
 class Attention(nn.Module):
-    """Multi-head attention. Nothing divides the scores by sqrt(d): T5 starts with queries that much smaller."""
+    """Multi-head attention: softmax(Q K^T + bias) V. No scaling by 1/sqrt(d): T5 initialises Q that much smaller."""
 
     def __init__(self, config: T5Config, has_position_bias: bool = False):
         super().__init__()
@@ -142,23 +101,17 @@ class Attention(nn.Module):
         return x.unflatten(-1, (-1, self.d_kv)).transpose(1, 2)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What can be looked at: x (B, S, D) -> keys and values, each (B, H, S, d)."""
+        """What is attended to: (B, S, D) -> keys and values, each (B, H, S, d)."""
         return self.split_heads(self.k(x)), self.split_heads(self.v(x))
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """x (B, T, D) looks at keys and values (B, H, S, d); bias broadcasts to (B, H, T, S) -> (B, T, D).
+        """x (B, T, D) attends to keys and values (B, H, S, d); bias broadcasts to (B, H, T, S) -> (B, T, D).
 
-        While the bias learns it is written out, as scaled_dot_product_attention has no fast path for that: on a CPU it
-        takes twice as long in bfloat16, and 1.2 times in float32.
+        Written out, as F.scaled_dot_product_attention is slower while the bias learns, and no faster on a CPU otherwise.
         """
-        queries = self.split_heads(self.q(x))  # (B, H, T, d)
-        bias = bias.to(queries.dtype)
-        if torch.is_grad_enabled():
-            weights = torch.softmax(queries @ keys.transpose(-1, -2) + bias, dim=-1)  # (B, H, T, S)
-            mixed = self.dropout(weights) @ values
-        else:
-            dropout = self.dropout.p * self.training
-            mixed = F.scaled_dot_product_attention(queries, keys, values, bias, dropout, scale=1.0)
+        scores = self.split_heads(self.q(x)) @ keys.transpose(-1, -2)  # (B, H, T, S)
+        scores += bias  # in place, which saves a copy
+        mixed = self.dropout(scores.softmax(-1)) @ values  # (B, H, T, d)
         return self.o(mixed.transpose(1, 2).flatten(2))
 
 
@@ -184,29 +137,32 @@ class Block(nn.Module):
 
     def __init__(self, config: T5Config, is_decoder: bool, has_position_bias: bool):
         super().__init__()
-        parts = [("SelfAttention", Attention(config, has_position_bias))]
+        sublayers = {"SelfAttention": Attention(config, has_position_bias)}
         if is_decoder:
-            parts.append(("EncDecAttention", Attention(config)))
-        parts.append(("DenseReluDense", FeedForward(config)))
-        self.layer = nn.ModuleList(nn.ModuleDict({name: part, "layer_norm": RMSNorm(config)}) for name, part in parts)
+            sublayers["EncDecAttention"] = Attention(config)
+        sublayers["DenseReluDense"] = FeedForward(config)
+        self.layer = nn.ModuleList(
+            nn.ModuleDict({name: sublayer, "layer_norm": nn.RMSNorm(config.d_model, config.layer_norm_epsilon)})
+            for name, sublayer in sublayers.items()
+        )
         self.dropout = Dropout(config.dropout_rate)
 
-    def forward(self, x, bias, memory=None, memory_bias=None, cache=None, position=0) -> Tensor:
-        """x (R, T, D) -> (R, T, D). A decoder reads memory (B, S, D) or, given its LayerCache, what is stored there."""
+    def forward(self, x, bias, encoder_hidden_states=None, cross_bias=None, cache=None, position=0) -> Tensor:
+        """x (R, T, D) -> (R, T, D). A decoder attends to encoder_hidden_states (B, S, D), or to their keys in its cache."""
         layer = self.layer[0]
         attention, h = layer["SelfAttention"], layer["layer_norm"](x)
         keys, values = attention.keys_values(h)
-        if cache is not None:
+        if cache:
             keys, values = cache.append(keys, values, position)
         x = x + self.dropout(attention(h, keys, values, bias))
 
         if len(self.layer) == 3:
             layer = self.layer[1]
             attention, h = layer["EncDecAttention"], layer["layer_norm"](x)
-            keys, values = attention.keys_values(memory) if cache is None else (cache.cross_keys, cache.cross_values)
-            # The N targets of a source look at the same keys, as one long target would: (R, T, D) as (B, N T, D).
+            keys, values = cache.cross if cache else attention.keys_values(encoder_hidden_states)
+            # The N targets of a source attend to the same keys, as one long target would: (R, T, D) as (B, N T, D).
             queries = h.reshape(keys.size(0), -1, h.size(-1))
-            x = x + self.dropout(attention(queries, keys, values, memory_bias).view_as(h))
+            x = x + self.dropout(attention(queries, keys, values, cross_bias).view_as(h))
 
         layer = self.layer[-1]
         return x + self.dropout(layer["DenseReluDense"](layer["layer_norm"](x)))
@@ -220,7 +176,7 @@ class Stack(nn.Module):
         self.config, self.is_decoder = config, is_decoder
         depth = config.num_decoder_layers if is_decoder else config.num_layers
         self.block = nn.ModuleList(Block(config, is_decoder, has_position_bias=i == 0) for i in range(depth))
-        self.final_layer_norm = RMSNorm(config)
+        self.final_layer_norm = nn.RMSNorm(config.d_model, config.layer_norm_epsilon)
         self.dropout = Dropout(config.dropout_rate)
 
     def position_bias(self, length: int) -> Tensor:
@@ -228,71 +184,23 @@ class Stack(nn.Module):
         table = self.block[0].layer[0]["SelfAttention"].relative_attention_bias
         position = torch.arange(length, device=table.weight.device)
         distance = position[None, :] - position[:, None]  # of a key (column) from a query (row)
-        config = self.config
-        bucket = position_bucket(
-            distance, not self.is_decoder, config.relative_attention_num_buckets, config.relative_attention_max_distance
-        )
-        bias = table(bucket).permute(2, 0, 1)[None].contiguous()
+        bias = table(position_bucket(distance, not self.is_decoder, self.config)).permute(2, 0, 1)[None].contiguous()
         return bias.masked_fill(distance > 0, MASKED) if self.is_decoder else bias
 
-    def forward(self, x, bias, memory=None, memory_bias=None, caches=None, position=0, recompute=False) -> Tensor:
+    def forward(self, x, bias, encoder_hidden_states=None, cross_bias=None, caches=None, position=0, recompute=False):
         """Embeddings x (R, T, D) -> hidden states (R, T, D). `recompute` is gradient checkpointing, block by block."""
         x = self.dropout(x)
         if torch.is_autocast_enabled(x.device.type):  # once, not in every block
             bias = bias.to(torch.get_autocast_dtype(x.device.type))
         for i, block in enumerate(self.block):
-            if recompute:
-                x = checkpoint(block, x, bias, memory, memory_bias, use_reentrant=False)
+            if recompute and self.training:
+                x = checkpoint(block, x, bias, encoder_hidden_states, cross_bias, use_reentrant=False)
             else:
-                x = block(x, bias, memory, memory_bias, caches and caches[i], position)
+                x = block(x, bias, encoder_hidden_states, cross_bias, caches and caches[i], position)
         return self.dropout(self.final_layer_norm(x))
 
 
-# ---------------------------------------------------------------------------------------------------------------- cache
-
-
-@dataclass
-class LayerCache:
-    """One decoder block's keys and values: of the targets so far, in room for all of them, and of the sources."""
-
-    keys: Tensor  # (R, H, L, d), written in place
-    values: Tensor  # (R, H, L, d), written in place
-    cross_keys: Tensor  # (B, H, S, d)
-    cross_values: Tensor  # (B, H, S, d)
-
-    def append(self, keys: Tensor, values: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """Store the keys and values (R, H, 1, d) of one position; return all up to there."""
-        end = position + 1
-        self.keys[:, :, position:end] = keys
-        self.values[:, :, position:end] = values
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-
-@dataclass
-class Cache:
-    """The state of one generation: what `T5.step` must know of the tokens before. Row r continues source r // N."""
-
-    layers: list[LayerCache]
-    self_bias: Tensor  # (1, H, L, L), of which a step takes one row
-    cross_bias: Tensor  # (B, 1, 1, S)
-    num_samples: int  # N
-    position: int = 0  # of the next token
-
-    def rows(self, memory_rows: Tensor) -> Tensor:
-        """The rows of all samples of some sources: (K,) -> (K N,)."""
-        samples = torch.arange(self.num_samples, device=memory_rows.device)
-        return (memory_rows[:, None] * self.num_samples + samples).flatten()
-
-    def keep(self, memory_rows: Tensor) -> "Cache":
-        """A cache of these sources (K,) alone, each with all its samples, so that finished ones cost nothing."""
-        some, rows = memory_rows, self.rows(memory_rows)
-        layers = [
-            LayerCache(c.keys[rows], c.values[rows], c.cross_keys[some], c.cross_values[some]) for c in self.layers
-        ]
-        return dataclasses.replace(self, layers=layers, cross_bias=self.cross_bias[some])
-
-
-# ---------------------------------------------------------------------------------------------------------------- model
+# --- Model ------------------------------------------------------------------------------------------------------------
 
 
 class T5(nn.Module):
@@ -313,15 +221,6 @@ class T5(nn.Module):
         self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.reset_parameters()
 
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.shared.weight.device
-
-    def autocast(self) -> torch.autocast:
-        """The context of one sampling loop or forward pass. It copies weights, so leave it before an optimizer step."""
-        return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
-
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """T5's initialisation: normal, with deviations that keep the scale of activations; norms are identities."""
@@ -336,29 +235,34 @@ class T5(nn.Module):
             else:
                 parameter.fill_(c.initializer_factor)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.shared.weight.device
+
+    def autocast(self) -> torch.autocast:
+        """The context of one sampling loop or forward pass. It copies weights, so leave it before an optimizer step."""
+        return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
+
     @staticmethod
     def padding_bias(attention_mask: Tensor) -> Tensor:
         """attention_mask (B, S), 0 at padding -> (B, 1, 1, S)"""
         return torch.where(attention_mask == 0, MASKED, 0.0)[:, None, None, :]
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, S), (B, S) -> memory (B, S, D)"""
+        """(B, S), (B, S) -> the encoder's hidden states (B, S, D)"""
         # Once for all blocks: (B, H, S, S)
         bias = self.encoder.position_bias(input_ids.size(1)) + self.padding_bias(attention_mask)
-        return self.encoder(self.shared(input_ids), bias, recompute=self.gradient_checkpointing and self.training)
+        return self.encoder(self.shared(input_ids), bias, recompute=self.gradient_checkpointing)
 
-    def decode(self, decoder_input_ids: Tensor, memory: Tensor, attention_mask: Tensor) -> Tensor:
-        """(R, T), (B, S, D), (B, S) -> hidden states (R, T, D) for `logits`; row r belongs to memory row r // N.
+    def decode(self, decoder_input_ids: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        """(R, T), (B, S, D), (B, S) -> the decoder's hidden states (R, T, D); row r is a target of source r // N.
 
         The N targets of a source share its keys and values, which are computed once and never copied.
         """
-        return self.decoder(
-            self.shared(decoder_input_ids),
-            self.decoder.position_bias(decoder_input_ids.size(1)),
-            memory,
-            self.padding_bias(attention_mask),
-            recompute=self.gradient_checkpointing and self.training,
-        )
+        x, bias = self.shared(decoder_input_ids), self.decoder.position_bias(decoder_input_ids.size(1))
+        cross_bias = self.padding_bias(attention_mask)
+        return self.decoder(x, bias, encoder_hidden_states, cross_bias, recompute=self.gradient_checkpointing)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V)"""
@@ -374,22 +278,23 @@ class T5(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
         """(B, S), (B, S), (R, T) with R a multiple of B -> logits (R, T, V): at each position, of the label there."""
-        memory = self.encode(input_ids, attention_mask)
-        return self.logits(self.decode(self.shift_right(labels), memory, attention_mask))
+        encoder_hidden_states = self.encode(input_ids, attention_mask)
+        return self.logits(self.decode(self.shift_right(labels), encoder_hidden_states, attention_mask))
 
-    def start_cache(self, memory: Tensor, attention_mask: Tensor, num_samples: int, max_length: int) -> Cache:
-        """Prepare to generate num_samples targets of up to max_length tokens for each row of memory (B, S, D)."""
+    def start_cache(self, encoder_hidden_states: Tensor, attention_mask: Tensor, num_samples: int, max_length: int):
+        """(B, S, D), (B, S) -> the Cache in which num_samples targets per source grow to max_length tokens."""
         layers = []
         for block in self.decoder.block:
-            attention = block.layer[1]["EncDecAttention"]
-            # Every step reads them, which is faster if the rows of a head lie together.
-            cross_keys, cross_values = (x.contiguous() for x in attention.keys_values(memory))
-            batch, heads, _, width = cross_keys.shape
-            room = (batch * num_samples, heads, max_length, width)
-            layers.append(LayerCache(cross_keys.new_empty(room), cross_keys.new_empty(room), cross_keys, cross_values))
+            keys, values = block.layer[1]["EncDecAttention"].keys_values(encoder_hidden_states)
+            cross = (
+                keys.contiguous(),
+                values.contiguous(),
+            )  # every step reads them: faster if a head's rows lie together
+            room = (keys.size(0) * num_samples, keys.size(1), max_length, keys.size(3))
+            layers.append(LayerCache(keys.new_empty(room), values.new_empty(room), cross))
         return Cache(layers, self.decoder.position_bias(max_length), self.padding_bias(attention_mask), num_samples)
 
-    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+    def step(self, tokens: Tensor, cache: "Cache") -> Tensor:
         """The next token of each row (R,), the first being the start token -> logits (R, V) of the one after."""
         position = cache.position
         if position >= cache.self_bias.size(-1):
@@ -400,62 +305,115 @@ class T5(nn.Module):
         return self.logits(hidden[:, 0])
 
 
-# ---------------------------------------------------------------------------------------------------------- checkpoints
+# --- Key/value cache --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class LayerCache:
+    """One decoder block's keys and values: of the targets so far, with room for T tokens, and of the sources."""
+
+    keys: Tensor  # (R, H, T, d), written in place
+    values: Tensor  # (R, H, T, d), written in place
+    cross: tuple[Tensor, Tensor]  # each (B, H, S, d)
+
+    def append(self, keys: Tensor, values: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        """Store the keys and values (R, H, 1, d) of one position; return all up to there."""
+        end = position + 1
+        self.keys[:, :, position:end] = keys
+        self.values[:, :, position:end] = values
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+@dataclass
+class Cache:
+    """The state of one generation: all that `T5.step` needs of the tokens before. Row r continues source r // N."""
+
+    layers: list[LayerCache]
+    self_bias: Tensor  # (1, H, T, T), of which a step takes one row
+    cross_bias: Tensor  # (B, 1, 1, S)
+    num_samples: int  # N
+    position: int = 0  # of the next token
+
+    def rows(self, sources: Tensor) -> Tensor:
+        """The rows of all samples of some sources: (K,) -> (K N,)."""
+        samples = torch.arange(self.num_samples, device=sources.device)
+        return (sources[:, None] * self.num_samples + samples).flatten()
+
+    def keep(self, sources: Tensor) -> "Cache":
+        """A cache of these sources (K,) alone, each with all its samples, so that finished ones cost nothing."""
+        rows = self.rows(sources)
+        layers = [LayerCache(c.keys[rows], c.values[rows], tuple(x[sources] for x in c.cross)) for c in self.layers]
+        return dataclasses.replace(self, layers=layers, cross_bias=self.cross_bias[sources])
+
+
+# --- Tokenizer --------------------------------------------------------------------------------------------------------
+
+
+class Tokenizer:
+    """T5's SentencePiece vocabulary, followed by the sentinels `<extra_id_99>` ... `<extra_id_0>`.
+
+    The ids are those of T5Tokenizer in transformers 5, which has one variant: a special token in the text is that
+    token, and white space around it is dropped. (Only look-alikes such as `＜pad＞` differ: text here, a token there.)
+    """
+
+    def __init__(self, spiece_path: str | os.PathLike, extra_ids: int | None = None):
+        """extra_ids: how many sentinels; None: as many as tokenizer_config.json beside the vocabulary says, else 100."""
+        self.pieces = checkpoint_files.read_spiece(Path(spiece_path))
+        self.extra_ids = checkpoint_files.read_extra_ids(Path(spiece_path).parent) if extra_ids is None else extra_ids
+        self.pad_token_id, self.eos_token_id = self.pieces.pad_id(), self.pieces.eos_id()
+        self.without_text = {self.pad_token_id, self.eos_token_id, self.pieces.unk_id()}
+        self.special = {self.pieces.id_to_piece(i): i for i in self.without_text}
+        self.special |= {f"<extra_id_{i}>": self.vocab_size - 1 - i for i in range(self.extra_ids)}
+        self.special_pattern = re.compile(f"({'|'.join(map(re.escape, self.special))})")
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces and sentinels. The output layer of published models is padded to a few more entries."""
+        return self.pieces.get_piece_size() + self.extra_ids
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, ending in `</s>`."""
+        ids = []
+        for i, part in enumerate(self.special_pattern.split(text)):  # special tokens are at the odd places
+            # U+0085 is white space to transformers, and the only such character that SentencePiece takes for text.
+            ids += [self.special[part]] if i % 2 else self.pieces.encode(part.replace("\x85", " "))
+        return [*ids, self.eos_token_id]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of the ids, whatever they are: special tokens and ids beyond the vocabulary have none."""
+        ids, size = map(int, ids), self.pieces.get_piece_size()
+        return self.pieces.decode([i for i in ids if 0 <= i < size and i not in self.without_text])
+
+
+# --- Checkpoints ------------------------------------------------------------------------------------------------------
 
 
 def load_checkpoint(path_or_name: str | os.PathLike) -> tuple[T5, Tokenizer]:
-    """A float32 model in evaluation mode and its tokenizer, from a directory or by the model's name on the hub."""
-    directory = checkpoint_files.find_checkpoint(path_or_name)
-    config = _read_config(directory / "config.json")
-    tokenizer = Tokenizer.load(directory)
-    tokenizer.check_fit(config, directory)
+    """A float32 model in evaluation mode and its tokenizer, from a directory or by the model's name on the hub.
+
+    Raises InputError, a sentence that names the file and the fault, if anything about them is not as it should be.
+    """
+    directory = downloads.find_checkpoint(path_or_name)
+    config = checkpoint_files.read_config(directory / "config.json", T5Config)
+    tokenizer = Tokenizer(directory / "spiece.model")
+    checkpoint_files.check_tokenizer(tokenizer, config, directory)
     tensors = checkpoint_files.read_tensors(directory)
-    _drop_copies(tensors, config, directory)
+    config.tie_word_embeddings = checkpoint_files.drop_copies(tensors, config.tie_word_embeddings, directory)
     with torch.device("meta"):  # shapes alone: no memory is taken on the word of config.json
         model = T5(config)
-    checkpoint_files.check_fit(tensors, dict(model.named_parameters()), directory)
-    model.to_empty(device="cpu")
-    checkpoint_files.copy_tensors(tensors, dict(model.named_parameters()), directory)
+    checkpoint_files.fill(model, tensors, directory)
     return model.eval(), tokenizer
 
 
-def _read_config(path: Path) -> T5Config:
-    values = checkpoint_files.read_json(path)
-    for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"):
-        if values.get(name) is None:
-            raise CheckpointError(f"{path}: {name} is missing; a T5 checkpoint has it.")
-    known = {field.name: values.get(field.name) for field in dataclasses.fields(T5Config)}
-    try:
-        return T5Config(**{name: value for name, value in known.items() if value is not None})
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}.") from error
-
-
-def _drop_copies(tensors: dict[str, Tensor], config: T5Config, directory: Path) -> None:
-    """Leave each weight once: files may repeat the embedding under the names of those who use it."""
-    tensors.pop("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", None)  # in old files
-
-    def same(a: Tensor, b: Tensor) -> bool:
-        return a.dtype == b.dtype and torch.equal(a, b)
-
-    for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
-        if name in tensors and not same(copy := tensors.pop(name), tensors.setdefault("shared.weight", copy)):
-            raise CheckpointError(f"{directory}: {name} differs from shared.weight, but T5 has a single embedding.")
-    if config.tie_word_embeddings and "lm_head.weight" in tensors:
-        # transformers 5 writes "tied" for FLAN-T5 too; only the weights show that the output has a matrix of its own.
-        if "shared.weight" in tensors and same(tensors["lm_head.weight"], tensors["shared.weight"]):
-            del tensors["lm_head.weight"]
-        else:
-            config.tie_word_embeddings = False
-
-
 def save_checkpoint(directory: str | os.PathLike, model: T5, tokenizer: Tokenizer, state: dict | None = None) -> None:
-    """Write what `load_checkpoint` and transformers read. Each file appears whole or not at all, config.json last.
+    """Write what `load_checkpoint` and transformers read. Each file appears complete or not at all, config.json last.
 
     state: the model's state_dict, where the model itself has only a share of it.
     """
     (directory := Path(directory)).mkdir(parents=True, exist_ok=True)
     checkpoint_files.write_safetensors(directory / "model.safetensors", state or model.state_dict())
-    tokenizer.save(directory)
+    files.write_file(directory / "spiece.model", tokenizer.pieces.serialized_model_proto())
+    options = {"tokenizer_class": "T5Tokenizer", "extra_ids": tokenizer.extra_ids}
+    files.write_json(directory / "tokenizer_config.json", options)
     kind = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}
-    checkpoint_files.write_json(directory / "config.json", kind | dataclasses.asdict(model.config))
+    files.write_json(directory / "config.json", kind | dataclasses.asdict(model.config))

@@ -207,11 +207,11 @@ def train(s: AllSettings) -> dict:
     _lock = open_run(out, config, run.resume)  # held until this function is left
     learner, method, parts = build_method(s, model, tokenizer)
     lines = restore(out, parts)  # of metrics.jsonl
-    say(f"{run.method} on {', '.join(tasks)}")
     size = sum(p.numel() for p in model.parameters())
-    place = f"{model.device} in {str(model.compute_dtype)[6:]}, {processes.world_size()} process(es)"
-    say(f"{run.checkpoint}: {size:,} parameters on {place}")
-    say(f"ready after {time.perf_counter() - begin:.1f} s; writes to {out}\n\n{progress_header()}")
+    say(f"{run.method} on {', '.join(tasks)}")
+    say(f"{run.checkpoint}, {size:,} parameters, on {model.device} in {str(model.compute_dtype)[6:]}")
+    say(f"ready after {time.perf_counter() - begin:.1f} s; writes to {out}")
+    say(f"\n{progress_header()}")
 
     last = 0 if run.method == "none" else run.iterations
     steps = method(questions, s.method, range(max(1, len(lines)), last + 1), run.seed) if method else None

@@ -45,8 +45,10 @@ class PPOSettings:
     ppo_value_clip: float = setting(0.2, "how far a value may move in an iteration before its gradient is cut")
     ppo_value_coef: float = setting(0.1, "weight of the value loss")
     ppo_entropy_coef: float = setting(0.0, "weight of the negative entropy")
-    ppo_discount: float = setting(1.0, "discount per token (gamma)")
-    ppo_lambda: float = setting(0.95, "lambda of GAE: 1 trusts the rewards alone, 0 the value of the next token")
+    ppo_discount: float = setting(1.0, "discount per token (gamma)", most=1)
+    ppo_lambda: float = setting(
+        0.95, "lambda of GAE: 1 trusts the rewards alone, 0 the value of the next token", most=1
+    )
     ppo_kl_coef: float = setting(0.05, "penalty per nat away from the reference; where the adaptive one begins")
     ppo_kl_target: float = setting(0.0, "nats per output that the adaptive penalty aims at; 0: the penalty is fixed")
     ppo_kl_horizon: float = setting(10_000.0, "outputs over which the adaptive penalty moves by up to a fifth")

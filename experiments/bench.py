@@ -26,7 +26,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.bench_systems import HERE, WORK, Job, folder
-from support.checkpoint_files import write_file
+from support.files import write_file
 
 Row = dict[str, Job]  # who, or which size, is measured
 

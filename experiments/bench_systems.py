@@ -18,7 +18,7 @@ import hir
 from baselines.imitation import finetuning_pairs, supervised_settings
 from bigbench_tasks import Example, load
 from model_t5 import T5, T5Config, Tokenizer, load_checkpoint, save_checkpoint
-from support import checkpoint_files
+from support import files
 from support.batches import Pair, group_by, pad_rows
 from tests.conftest import SHARED
 from train import fuse_kernels, keep_freed_memory
@@ -83,7 +83,9 @@ def open_transformers(job: Job, dtype: torch.dtype) -> tuple[torch.nn.Module, To
     """The peer's model with weights of this type, and our tokenizer."""
     from transformers import T5ForConditionalGeneration
 
-    return T5ForConditionalGeneration.from_pretrained(folder(job), dtype=dtype).eval(), Tokenizer.load(folder(job))
+    return T5ForConditionalGeneration.from_pretrained(folder(job), dtype=dtype).eval(), Tokenizer(
+        folder(job) / "spiece.model"
+    )
 
 
 def examples(job: Job, tokenizer: Tokenizer) -> list[Example]:
@@ -180,7 +182,7 @@ def sampling_ctranslate2(job: Job) -> Callable:
     kind = "float32" if job.dtype == "float32" else "int8"
     engine, tokenizer = (
         ctranslate2.Translator(str(converted), compute_type=kind, **threads),
-        Tokenizer.load(folder(job)),
+        Tokenizer(folder(job) / "spiece.model"),
     )
     texts, pieces = prompts(job, tokenizer), tokenizer.pieces
     how = {"num_hypotheses": job.samples, "sampling_topk": 0 if job.temperature else 1}
@@ -252,7 +254,7 @@ def hir_authors(job: Job) -> Callable:
 
 def limit(job: Job) -> Callable:
     """The machine's own matrix product: the feed-forward layer's, for all source tokens of the questions."""
-    config, tokenizer = checkpoint_files.read_json(folder(job) / "config.json"), Tokenizer.load(folder(job))
+    config, tokenizer = files.read_json(folder(job) / "config.json"), Tokenizer(folder(job) / "spiece.model")
     tokens, dtype = sum(len(tokenizer.encode(text)) for text in prompts(job, tokenizer)), getattr(torch, job.dtype)
     x, weight = (torch.randn(rows, config["d_model"], dtype=dtype) for rows in (tokens, config["d_ff"]))
     return lambda: F.linear(x, weight)

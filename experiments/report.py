@@ -33,7 +33,6 @@ from experiments.report_runs import (
     SEEDS,
     SIZES,
     WITH_SEEDS,
-    ReportError,
     Result,
     default_name,
     experiments,
@@ -44,7 +43,8 @@ from experiments.report_runs import (
     run_missing,
     seeds_of,
 )
-from support.checkpoint_files import write_file
+from support.errors import InputError
+from support.files import write_file
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
 
@@ -119,7 +119,7 @@ def of_method(
     found = [name for name in names if name in results]
     before = [results[name].share(key, line=0) for name in found]
     if before and max(before) - min(before) > 0.02:
-        raise ReportError(f"the runs of {task} on {size} began from different models; remove the older ones.")
+        raise InputError(f"the runs of {task} on {size} began from different models; remove the older ones.")
     return measured(results, found[:1], key, line=0)
 
 
@@ -347,8 +347,8 @@ def main(argv: list[str] | None = None) -> int:
             results = load_results(given.results / "runs", wanted)
         render(results, given.results)
         if given.run and failed:
-            raise ReportError(f"{len(failed)} runs failed, as each said above; the tables lack {', '.join(failed)}.")
-    except ReportError as error:
+            raise InputError(f"{len(failed)} runs failed, as each said above; the tables lack {', '.join(failed)}.")
+    except InputError as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 2
     return 0

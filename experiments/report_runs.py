@@ -12,6 +12,7 @@ from pathlib import Path
 
 import train
 from bigbench_tasks import TASKS
+from support.errors import InputError
 from support.run_directory import write_lines
 
 HERE = Path(__file__).resolve().parents[1]
@@ -118,10 +119,6 @@ def experiments(runs: Path) -> dict[str, list[str]]:
 # --- Running ----------------------------------------------------------------------------------------------------------
 
 
-class ReportError(ValueError):
-    """Results that cannot be used; the message is one sentence that says why and what to do."""
-
-
 @dataclass(frozen=True)
 class Result:
     """A finished run: config.json, and the lines of metrics.jsonl."""
@@ -144,7 +141,7 @@ class Result:
 
 
 def load_results(directory: Path, wanted: dict[str, list[str]]) -> dict[str, Result]:
-    """The finished experiments of results/runs/; ReportError if one was made with other settings than are wanted now."""
+    """The finished experiments of results/runs/; InputError if one was made with other settings than are wanted now."""
     results = {}
     for name, arguments in wanted.items():
         path = directory / f"{name}.jsonl"
@@ -152,7 +149,7 @@ def load_results(directory: Path, wanted: dict[str, list[str]]) -> dict[str, Res
             config, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
             difference = _difference(config, arguments)
             if difference:
-                raise ReportError(f"{path} was made with {difference}; remove it and its directory in runs/report.")
+                raise InputError(f"{path} was made with {difference}; remove it and its directory in runs/report.")
             results[name] = Result(config, lines)
     return results
 

@@ -1,74 +1,40 @@
-"""The files of a checkpoint, as the Hugging Face hub serves them: finding, downloading, reading, writing.
+"""The files of a checkpoint, as the Hugging Face hub serves them: weights, configuration, vocabulary.
 
-A checkpoint is a directory with `config.json`, `spiece.model` and weights in one of four forms (`WEIGHTS`). What the
-tensors mean is not known here. Files come from strangers, so each is checked before it is believed, and what is wrong
-with one becomes a `CheckpointError`: a single sentence with the file, the fault and, where it helps, the remedy.
+A checkpoint is a directory with `config.json`, `spiece.model` and weights in one of four forms (`WEIGHTS`). Files come
+from strangers, so each is checked before it is believed, and what is wrong with one becomes an `InputError`. Safetensors
+are read by hand, as the package would be one more to install and checks less: 8 bytes with the size of the header, the
+header in JSON, the data.
 """
 
-import fcntl
-import hashlib
+import dataclasses
 import json
 import math
 import mmap
-import os
 import re
-import tempfile
-import urllib.error
-import urllib.request
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from http.client import HTTPException
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+import sentencepiece
 import torch
 from torch import Tensor
-from tqdm import tqdm
+
+from support.errors import InputError
+from support.files import MAX_TEXT, parse_object, read_file, read_json, write_file
 
 # In order of preference. An index lists the files over which a large checkpoint is split.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-MAX_TEXT = 20_000_000  # bytes of a header, a configuration or a vocabulary; the largest T5 needs a twentieth
 MAX_COPIES = 8  # times the size of its file that a pickle's tensors may take; published ones repeat the embedding
+MAX_SPARE = 1000  # rows of the embedding beyond the vocabulary; published models have up to 127
+
+# --- Weights: reading -------------------------------------------------------------------------------------------------
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message is one sentence that says which file, why, and what to do."""
-
-
-# -------------------------------------------------------------------------------------------------------------- reading
-
-
-def read_json(path: Path) -> dict:
-    """The JSON object in a file. A key given twice is an error: two readers could take different values."""
-    return _parse_object(read_file(path), path)
-
-
-def read_file(path: Path) -> bytes:
-    """The bytes of a small file."""
-    try:
-        if (size := path.stat().st_size) <= MAX_TEXT:
-            return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
-    raise CheckpointError(f"{path}: has {size} bytes, too many for such a file; fetch it again.")
-
-
-def _parse_object(data: bytes, path: Path) -> dict:
-    def unique(pairs: list) -> dict:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError("a key appears twice")
-        return found
-
-    try:
-        value = json.loads(data.decode(), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not valid JSON ({error}); fetch the file again.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a JSON {type(value).__name__} where an object is expected.")
-    return value
+def find_weights(directory: Path) -> Path | None:
+    """The file that holds a checkpoint's weights, or the index of those that do; None if there is none."""
+    return next((directory / name for name in WEIGHTS if (directory / name).is_file()), None)
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
@@ -76,87 +42,72 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
 
     They are views of memory-mapped files wherever the format allows: memory is taken only as they are copied.
     """
-    path = next((directory / name for name in WEIGHTS if (directory / name).is_file()), None)
+    path = find_weights(directory)
     if path is None:
-        raise CheckpointError(f"{directory}: holds no weights; one of {', '.join(WEIGHTS)} is needed.")
+        raise InputError(f"{directory}: holds no weights; one of {', '.join(WEIGHTS)} is needed.")
     if path.suffix != ".json":
         return _read_weights(path)
-    weight_map = _read_index(path)
+    weight_map = read_index(path)
     tensors = {}
     for name in sorted(set(weight_map.values())):
         part = _read_weights(directory / name)
         listed = {key for key, file in weight_map.items() if file == name}
         if stray := sorted(listed ^ part.keys()):
             where = "lacks" if stray[0] in listed else f"is not listed in {path.name} as holding"
-            raise CheckpointError(f"{directory / name}: {where} the tensor {stray[0]}.")
+            raise InputError(f"{directory / name}: {where} the tensor {stray[0]}; fetch both files again.")
         tensors |= part
     return tensors
 
 
-def _read_index(path: Path) -> dict[str, str]:
+def read_index(path: Path) -> dict[str, str]:
     """tensor name -> file name. Only plain names of files beside the index: it must not lead out of its directory."""
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path}: weight_map is missing or no object.")
+        raise InputError(f"{path}: weight_map is missing or no object; fetch the file again.")
     for key, name in weight_map.items():
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.(safetensors|bin)", name):
-            raise CheckpointError(f"{path}: {key} is said to be in {name!r}, which is no plain name of a weights file.")
+            raise InputError(f"{path}: {key} is said to be in {name!r}, which is no plain name of a weights file.")
     return weight_map
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise CheckpointError(f"{path}: does not exist, though the index lists it; fetch it again.")
+        raise InputError(f"{path}: does not exist, though the index lists it; fetch it again.")
     try:
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Header size (8 bytes, little endian), JSON header {name: {dtype, shape, data_offsets}}, data.
-
-    The tensors must cover the data from end to end, each byte once.
-    """
-
-    def check(holds: bool, problem: str) -> None:
-        if not holds:
-            raise CheckpointError(f"{path}: {problem}; the file is damaged, fetch it again.")
-
-    size = path.stat().st_size
-    check(size >= 8, f"is {size} bytes long, too short for a safetensors file")
-    with path.open("rb") as file:
-        # Copy-on-write: torch wants writable memory, the file must stay as it is.
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-    start = 8 + int.from_bytes(data[:8], "little")
-    check(start - 8 <= MAX_TEXT and start <= size, f"says its header has {start - 8} bytes, of {size} in the file")
-    header = _parse_object(bytes(data[8:start]), path)
-    header.pop("__metadata__", None)
-
-    tensors, end = {}, 0
+    """Header {name: {dtype, shape, data_offsets}}; the tensors must cover the data from end to end, each byte once."""
+    tensors, name = {}, "header"
     try:
-        entries = [(*entry["data_offsets"], name, entry["dtype"], entry["shape"]) for name, entry in header.items()]
-        entries.sort(key=lambda entry: entry[:2])
-    except (TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: its header does not describe tensors ({error!r}); fetch it again.") from error
-    for entry in entries:
-        check(len(entry) == 5, f"{entry[-3]} has no pair of data_offsets")
-        begin, stop, name, dtype, shape = entry
-        check(isinstance(dtype, str) and dtype in DTYPES, f"{name} has dtype {dtype}, not one of {', '.join(DTYPES)}")
-        check(
-            isinstance(shape, list)
-            and len(shape) <= 8
-            and all(type(n) is int and n >= 0 for n in (begin, stop, *shape))
-            and 0 not in shape,
-            f"{name} has the shape {shape} at the offsets {begin}, {stop}",
-        )
-        check(begin == end, f"{name} starts at byte {begin} of the data, where {end} is expected")
-        check(start + stop <= size, f"{name} ends at byte {stop} of the data, which has {size - start}")
-        count = math.prod(shape)
-        check(stop - begin == count * DTYPES[dtype].itemsize, f"{name} has {stop - begin} bytes, not those of {shape}")
-        tensors[name] = torch.frombuffer(data, dtype=DTYPES[dtype], count=count, offset=start + begin).view(shape)
-        end = stop
-    check(start + end == size, f"has {size - start} bytes of data, of which its tensors take {end}")
+        with path.open("rb") as file:
+            # Copy-on-write: torch wants writable memory, the file must stay as it is.
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+        start = 8 + int.from_bytes(data[:8], "little")
+        if start > min(len(data), MAX_TEXT):
+            raise ValueError(f"says it has {start - 8} bytes, of {len(data)} in the file")
+        header = parse_object(bytes(data[8:start]), path)
+        header.pop("__metadata__", None)
+        end = 0
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            if entry["dtype"] not in DTYPES:
+                raise ValueError(f"its dtype is {entry['dtype']}, not one of {', '.join(DTYPES)}")
+            (begin, stop), shape, dtype = entry["data_offsets"], entry["shape"], DTYPES[entry["dtype"]]
+            if len(shape) > 8 or begin != end or not 0 < math.prod(shape) * dtype.itemsize == stop - begin:
+                raise ValueError(f"the shape {shape} at {begin} to {stop} of the data, where {end} begins the next")
+            count = math.prod(shape)
+            tensors[name] = torch.frombuffer(data, dtype=dtype, count=count, offset=start + begin).view(shape)
+            end = stop
+        if start + end != len(data):
+            raise ValueError(f"has {len(data) - start} bytes of data, of which the tensors take {end}")
+    except InputError:
+        raise
+    except (ValueError, TypeError, LookupError, OverflowError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path}: {name} is not as it should be ({reason}); fetch the file again.") from error
     return tensors
 
 
@@ -179,84 +130,59 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         tensors = load_pickle(path)
     except Exception as error:  # a damaged pickle can raise anything
         reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{path}: is damaged or holds more than tensors ({reason}); fetch it again.") from error
+        raise InputError(f"{path}: is damaged or holds more than tensors ({reason}); fetch it again.") from error
     if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
-        raise CheckpointError(f"{path}: holds no dictionary of named tensors.")
+        raise InputError(f"{path}: holds no dictionary of named tensors; fetch it again.")
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.dtype not in DTYPES.values():
             kind = getattr(tensor, "dtype", type(tensor).__name__)
-            raise CheckpointError(f"{path}: {name} is {kind}, not a dense tensor of {', '.join(DTYPES)}.")
-    if (total := sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())) > MAX_COPIES * size:
-        raise CheckpointError(f"{path}: its tensors claim {total} bytes, and the file has {size}; fetch it again.")
+            raise InputError(f"{path}: {name} is {kind}, not a dense tensor of {', '.join(DTYPES)}.")
+    if (total := sum(tensor.nbytes for tensor in tensors.values())) > MAX_COPIES * size:
+        raise InputError(f"{path}: its tensors claim {total} bytes, and the file has {size}; fetch it again.")
     return tensors
 
 
-def check_fit(tensors: dict[str, Tensor], parameters: dict[str, Tensor], directory: Path) -> None:
-    """Each parameter must have a tensor of its name and shape, and no tensor be left over."""
-    for name in sorted(parameters.keys() ^ tensors.keys()):
-        problem = "is missing from the weights" if name in parameters else "in the weights has no place in the model"
-        raise CheckpointError(f"{directory}: {name} {problem}; weights and config.json belong to different models.")
-    for name, parameter in parameters.items():
-        shape, expected = list(tensors[name].shape), list(parameter.shape)
-        if shape != expected:
-            raise CheckpointError(f"{directory}: {name} has the shape {shape}, where config.json asks for {expected}.")
+# --- Weights: from the files to the model -----------------------------------------------------------------------------
+
+
+def drop_copies(tensors: dict[str, Tensor], tied: bool, directory: Path) -> bool:
+    """Leave each weight once: files may repeat the embedding under the names of those who use it.
+
+    tied: whether config.json says that the output layer shares the embedding. Returns whether it does.
+    """
+    tensors.pop("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", None)  # in old files
+
+    def same(a: Tensor, b: Tensor) -> bool:
+        return a.dtype == b.dtype and torch.equal(a, b)
+
+    for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
+        if name in tensors and not same(copy := tensors.pop(name), tensors.setdefault("shared.weight", copy)):
+            raise InputError(f"{directory}: {name} differs from shared.weight, but T5 has a single embedding.")
+    if not tied or "lm_head.weight" not in tensors:
+        return tied
+    # transformers 5 writes "tied" for FLAN-T5 too; only the weights show that the output has a matrix of its own.
+    if "shared.weight" in tensors and same(tensors["lm_head.weight"], tensors["shared.weight"]):
+        del tensors["lm_head.weight"]
+        return True
+    return False
 
 
 @torch.no_grad()
-def copy_tensors(tensors: dict[str, Tensor], parameters: dict[str, Tensor], directory: Path) -> None:
-    """Fill each parameter from the tensor of its name. Numbers must be finite."""
+def fill(model: torch.nn.Module, tensors: dict[str, Tensor], directory: Path) -> None:
+    """Give a model on the meta device memory and weights. Each parameter has a tensor of its name and shape, all finite."""
+    parameters = dict(model.named_parameters())
+    for name in sorted(parameters.keys() ^ tensors.keys()):
+        problem = "is missing from the weights" if name in parameters else "in the weights has no place in the model"
+        raise InputError(f"{directory}: {name} {problem}; weights and config.json belong to different models.")
     for name, parameter in parameters.items():
+        shape, expected = list(tensors[name].shape), list(parameter.shape)
+        if shape != expected:
+            raise InputError(f"{directory}: {name} has the shape {shape}, where config.json asks for {expected}.")
+    model.to_empty(device="cpu")
+    for name, parameter in model.named_parameters():
         parameter.copy_(tensors[name])
         if not parameter.isfinite().all():
-            raise CheckpointError(f"{directory}: {name} holds numbers that are not finite; the weights are damaged.")
-
-
-# -------------------------------------------------------------------------------------------------------------- writing
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the name `path` when the block ends well, and vanishes when it does not.
-
-    Whenever the machine stops, `path` is the old file or the new one, whole. What a killed process has left beside it
-    is cleared away by the next one that writes there.
-    """
-    for left in path.parent.glob(f".{path.name}.????????"):
-        with suppress(OSError), left.open("rb") as file:  # OSError: it is gone, or still being written
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
-    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(beside, 0o666 & ~mask)  # temporary files are private, this one is as readable as any
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the new name itself must reach the disk
-    finally:
-        os.close(directory)
-
-
-def write_file(path: Path, *chunks: bytes | memoryview) -> None:
-    """Write a file in one rename."""
-    with replacing(path) as file:
-        for chunk in chunks:
-            file.write(chunk)
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Write a JSON object, indented, in one rename."""
-    write_file(path, (json.dumps(value, indent=2) + "\n").encode())
+            raise InputError(f"{directory}: {name} holds numbers that are not finite; the weights are damaged.")
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -271,99 +197,70 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
     write_file(path, len(text).to_bytes(8, "little"), text, *arrays)
 
 
-# -------------------------------------------------------------------------------------------------------------- finding
+# --- Configuration and vocabulary -------------------------------------------------------------------------------------
 
 
-def find_checkpoint(path_or_name: str | os.PathLike) -> Path:
-    """The directory of a checkpoint: the one given, or the cached or now downloaded files of that name on the hub."""
-    directory = Path(path_or_name)
-    if directory.is_dir():
-        return directory
-    name = os.fspath(path_or_name)
-    beside = "/" in name and directory.parent.is_dir()  # then a path was meant
-    if beside or not isinstance(path_or_name, str) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-        raise CheckpointError(f"{name}: there is no such directory, and it is not the name of a model on the hub.")
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{name.replace('/', '--')}"
-    reference = cache / "refs" / "main"
-    snapshots = sorted(cache.glob("snapshots/*"))
-    if reference.is_file():
-        snapshots.insert(0, cache / "snapshots" / reference.read_text().strip())
-    for snapshot in snapshots:
-        if _is_whole(snapshot):
-            return snapshot
-    snapshot = cache / "snapshots" / "main"
+def read_config(path: Path, kind: type) -> Any:
+    """config.json as an instance of T5Config, which is the kind; what that does not have is left out."""
+    values = read_json(path)
+    for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"):
+        if values.get(name) is None:
+            raise InputError(f"{path}: {name} is missing; a T5 checkpoint has it.")
+    known = {field.name: values.get(field.name) for field in dataclasses.fields(kind)}
+    config = kind(**{name: value for name, value in known.items() if value is not None})
     try:
-        snapshot.mkdir(parents=True, exist_ok=True)
-        _download_checkpoint(name, snapshot)
-        if not reference.exists():
-            reference.parent.mkdir(exist_ok=True)
-            write_file(reference, b"main")
-    except OSError as error:
-        raise CheckpointError(f"{cache}: cannot be written ({error.strerror}); set HF_HOME elsewhere.") from error
-    return snapshot
+        _check_config(config)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; fetch the file again, or take another model.") from error
+    return config
 
 
-def _is_whole(directory: Path) -> bool:
-    if not all((directory / name).is_file() for name in ("config.json", "spiece.model")):
-        return False
-    weights = next((directory / name for name in WEIGHTS if (directory / name).is_file()), None)
-    if weights is None or weights.suffix != ".json":
-        return weights is not None
-    return all((directory / part).is_file() for part in _read_index(weights).values())
+def _check_config(config: Any) -> None:
+    for field in dataclasses.fields(config):
+        value, kind = getattr(config, field.name), field.type
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise ValueError(f"{field.name} is {value!r}, not of type {kind.__name__}")
+        may_be_zero, limit = field.name.endswith(("_id", "_rate")), 1e3 if "layers" in field.name else 1e6
+        if kind in (int, float) and not (0 < value < limit or (may_be_zero and value == 0)):
+            raise ValueError(f"{field.name} is {value!r}, out of range")
+    if config.feed_forward_proj not in ("relu", "gated-gelu"):
+        raise ValueError(f"feed_forward_proj is {config.feed_forward_proj!r}, not 'relu' or 'gated-gelu'")
+    for name, limit in (("decoder_start_token_id", config.vocab_size), ("dropout_rate", 1)):
+        if not getattr(config, name) < limit:
+            raise ValueError(f"{name} is {getattr(config, name)!r}, not below {limit}")
+    if not 4 <= config.relative_attention_num_buckets < 2 * config.relative_attention_max_distance:
+        raise ValueError("relative_attention_num_buckets is not between 4 and 2 relative_attention_max_distance")
 
 
-def _download_checkpoint(name: str, directory: Path) -> None:
-    for required in ("config.json", "spiece.model"):
-        if not download(name, required, directory):
-            raise CheckpointError(f"{name}: there is no such directory, and the hub has no {required} of that name.")
-    download(name, "tokenizer_config.json", directory)
-    weights = next((weights for weights in WEIGHTS if download(name, weights, directory)), None)
-    if weights is None:
-        raise CheckpointError(f"{name}: the hub has none of {', '.join(WEIGHTS)} for it.")
-    if weights.endswith(".json"):
-        for part in sorted(set(_read_index(directory / weights).values())):
-            if not download(name, part, directory):
-                raise CheckpointError(f"{name}: the hub lacks {part}, which {weights} lists.")
+def read_spiece(path: Path) -> sentencepiece.SentencePieceProcessor:
+    """A SentencePiece model with the special pieces of T5."""
+    data = read_file(path)
+    with suppress(RuntimeError, UnicodeDecodeError):
+        if data:
+            pieces = sentencepiece.SentencePieceProcessor(model_proto=data)
+            pieces.id_to_piece(list(range(pieces.get_piece_size())))  # each piece must be a text
+            if min(pieces.pad_id(), pieces.eos_id(), pieces.unk_id()) >= 0:
+                return pieces
+    raise InputError(f"{path}: is not a SentencePiece model with <pad>, </s> and <unk>; fetch it again.")
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirections. With the one to a large file the hub states the file's SHA-256 as X-Linked-ETag."""
-
-    sha256 = None
-
-    def redirect_request(self, request, response, code, message, headers, url):
-        etag = headers.get("X-Linked-ETag", "").strip('"')
-        self.sha256 = etag if re.fullmatch("[0-9a-f]{64}", etag) else self.sha256
-        return super().redirect_request(request, response, code, message, headers, url)
+def read_extra_ids(directory: Path) -> int:
+    """How many sentinels a checkpoint's tokenizer has."""
+    path = directory / "tokenizer_config.json"  # which the oldest checkpoints lack
+    extra_ids = read_json(path).get("extra_ids", 100) if path.is_file() else 100
+    if type(extra_ids) is not int or not 0 <= extra_ids <= 10_000:
+        raise InputError(f"{path}: extra_ids is {extra_ids!r}, not a number between 0 and 10,000.")
+    return extra_ids
 
 
-def download(name: str, file: str, directory: Path) -> bool:
-    """Fetch one file of a model into a directory, unless it is there. False: the hub has no such file."""
-    path = directory / file
-    if path.is_file():
-        return True
-    url = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{name}/resolve/main/{file}"
-    redirects, digest = _Redirects(), hashlib.sha256()
-    try:
-        with urllib.request.build_opener(redirects).open(url, timeout=60) as response, replacing(path) as output:
-            length = response.headers["Content-Length"]
-            with tqdm(desc=file, total=length and int(length), unit="B", unit_scale=True, leave=False) as bar:
-                while block := response.read(1 << 20):
-                    digest.update(block)
-                    bar.update(output.write(block))
-            if length and output.tell() != int(length):
-                raise OSError(f"the connection ended after {output.tell()} of {length} bytes")
-            if redirects.sha256 not in (None, digest.hexdigest()):
-                raise OSError("what came does not have the SHA-256 that the hub states")
-        return True
-    except urllib.error.HTTPError as error:
-        if error.code == 404:
-            return False
-        problem = error
-    except (OSError, HTTPException) as error:
-        problem = getattr(error, "reason", error)
-    raise CheckpointError(
-        f"{name}: there is no such directory, and {url} could not be fetched ({problem}); try again with a network, "
-        f"or give a directory that holds the files."
-    )
+def check_tokenizer(tokenizer: Any, config: Any, directory: Path) -> None:
+    """Raise InputError unless a Tokenizer and a T5Config mean the same by token ids."""
+    if not 0 <= config.vocab_size - tokenizer.vocab_size <= MAX_SPARE:
+        raise InputError(
+            f"{directory}: spiece.model and extra_ids make {tokenizer.vocab_size} tokens, where vocab_size in config.json "
+            f"is {config.vocab_size}; the two belong to different models."
+        )
+    for name in ("pad_token_id", "eos_token_id"):
+        ours, theirs = getattr(tokenizer, name), getattr(config, name)
+        if ours != theirs:
+            raise InputError(f"{directory}: {name} is {ours} in spiece.model and {theirs} in config.json.")

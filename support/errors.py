@@ -1,5 +1,5 @@
-"""What is raised when the input is at fault."""
+"""The exception for bad input."""
 
 
 class InputError(ValueError):
-    """Bad input: a file, a setting, a directory. The message is one sentence that names it, and the remedy."""
+    """Bad input: the message is one sentence that names the file or setting, what is wrong with it, and the remedy."""

@@ -9,7 +9,6 @@ state.pt        what it takes to resume: weights, optimizer, schedule, replay se
 .lock           number of the process that writes, locked by it; the lock ends with the process, however that ends
 """
 
-import fcntl
 import json
 import os
 import subprocess
@@ -25,8 +24,10 @@ import torch
 
 from support import REPOSITORY, processes, signals
 from support.batches import TrainingExample
-from support.checkpoint_files import load_pickle, read_json, replacing, write_file, write_json
+from support.checkpoint_files import load_pickle
 from support.errors import InputError
+from support.files import read_json, replacing, write_file, write_json
+from support.locks import lock
 from support.machine import MachineSettings
 from support.settings import flag
 
@@ -67,35 +68,30 @@ def open_run(out: Path, config: dict[str, dict], resume: bool) -> TextIO | None:
 
     Returns the lock, which holds as long as the file is open, and no longer than the process lives. Process 0 has it.
     """
-    lock = None
+    file = None
 
     def take() -> None:
-        nonlocal lock
+        nonlocal file
         try:
             out.mkdir(parents=True, exist_ok=True)
-            lock = (out / ".lock").open("a+")
-            lock_or_refuse(lock, out)
+            file = (out / ".lock").open("a+")
+            lock_or_refuse(file, out)
             if not check_run(out, config, resume):
                 write_json(out / "config.json", config | environment())
         except OSError as error:
             raise InputError(f"{out} cannot be written ({error.strerror}); choose another --out.") from error
 
     processes.from_first(take)
-    return lock
+    return file
 
 
-def lock_or_refuse(lock: TextIO, out: Path) -> None:
+def lock_or_refuse(file: TextIO, out: Path) -> None:
     """Lock the file for this process and write its number there."""
-    lock.seek(0)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        owner = lock.read(20).strip()
-        raise InputError(f"{out} is in use by process {owner}; let it end, or choose another --out.") from error
-    except OSError:  # a file system without locks
-        return
-    lock.truncate()
-    print(os.getpid(), file=lock, flush=True)
+    file.seek(0)
+    if lock(file) is False:
+        raise InputError(f"{out} is in use by process {file.read(20).strip()}; let it end, or choose another --out.")
+    file.truncate()
+    print(os.getpid(), file=file, flush=True)
 
 
 def restore(out: Path, parts: dict[str, Any]) -> list[dict]:

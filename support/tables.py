@@ -1,6 +1,7 @@
 """What a run prints: a row per iteration, and at the end a table; both fit into 80 columns. And shares with intervals."""
 
 import math
+import textwrap
 
 from tqdm import tqdm
 
@@ -11,9 +12,10 @@ AFTER = ("before", "after", "wrong", "obeyed", "malformed")
 
 
 def say(text: str) -> None:
-    """Print from the first process, without tearing a progress bar."""
+    """Print from the first process, in lines of up to 80 characters, without tearing a progress bar."""
     if processes.rank() == 0:
-        tqdm.write(text)
+        for line in text.split("\n"):
+            tqdm.write(line if len(line) <= 80 else textwrap.fill(line, 80, subsequent_indent="    "))
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -28,8 +30,8 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
 def progress_header() -> str:
     """The titles of the columns of `progress_line`."""
     return (
-        "      asked for    asked for a wrong answer      right\n"
-        " it   the correct  right  obeyed  malformed     samples  losses                 s"
+        "     asked for    asked for a wrong answer   samples\n"
+        " it  the correct  right  obeyed  malformed     right  losses                  s"
     )
 
 
@@ -45,7 +47,7 @@ def progress_line(line: dict) -> str:
     seconds = sum(line["seconds"].values())
     return (
         f"{line['iteration']:3d}  {share('correct'):>11}  {share('wrong'):>5}  {share('obeyed'):>6}  "
-        f"{share('malformed'):>9}  {samples:>10}  {losses:20}  {seconds:5.1f}"
+        f"{share('malformed'):>9}  {samples:>8}  {losses:20}  {seconds:4.0f}"
     )
 
 

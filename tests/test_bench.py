@@ -6,6 +6,9 @@ import pytest
 
 from experiments import bench
 from experiments.bench_systems import WORK, Job
+from tests.conftest import needs_official_files
+
+pytestmark = needs_official_files
 
 SMALL = {"shape": "mini", "dtype": "float32", "questions": 3}
 

@@ -1,15 +1,14 @@
 """Tests of --explain: what it tells is what the model computes."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
 import train
-from feedback import CORRECT, WRONG
-from hir import prompt
+from hir import CORRECT, WRONG, prompt
 from model_t5 import load_checkpoint
+from support import REPOSITORY
 
 ARGUMENTS = ["--explain", "--questions", "2", "--task", "logical_deduction_three_objects", "--dtype", "float32"]
 
@@ -20,8 +19,8 @@ def test_told_log_probabilities_and_losses_are_the_models(capsys, tmp_path, monk
     text = capsys.readouterr().out
     assert not list(tmp_path.iterdir())
     question = re.search(r"Q: (.*?)\n   \| A:", text, re.DOTALL)[1].replace("\n   | ", "\n")
-    log_prob, answer = re.search(r"^ *(-\d+\.\d+)  (?:right|wrong)     \"(.*)\"$", text, re.MULTILINE).groups()
-    model, tokenizer = load_checkpoint(Path(train.HERE) / "checkpoints" / "t5-mini")
+    log_prob, answer = re.search(r"^ *(-\d+\.\d+)  (?:right|wrong)      \"(.*)\"$", text, re.MULTILINE).groups()
+    model, tokenizer = load_checkpoint(REPOSITORY / "checkpoints" / "t5-mini")
 
     def log_probability(instruction: str) -> float:
         source, target = (torch.tensor([tokenizer.encode(x)]) for x in (prompt(instruction, question), answer))

@@ -21,15 +21,15 @@ import torch
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from test_reliability import write_model
 
 import hir
-from bigbench_tasks import TASKS, Example, TaskError, generate, load
+from bigbench_tasks import TASKS, Example, generate, load
 from feedback import CORRECT, WRONG, is_correct, may_become_correct
 from model_t5 import load_checkpoint
 from support import checkpoint_files, run_directory
-from support.checkpoint_files import CheckpointError
+from support.errors import InputError
 from tests.conftest import THOROUGH, record
+from tests.test_reliability import write_model
 
 CASES = 10_000 if THOROUGH else 240
 
@@ -158,11 +158,11 @@ def test_no_file_claims_more_than_it_holds(forms):
         *(pickled | {"pytorch_model.bin": data} for data in vast_pickles(forms.tensors)),
     ]
     for number, damaged in enumerate(files):
-        with pytest.raises(CheckpointError) as error:
+        with pytest.raises(InputError) as error:
             load_files(damaged, place)
         assert str(place) in str(error.value), number
     bigger = write_model(place.parent / "bigger", vocab_size=4096)
-    with pytest.raises(CheckpointError, match="2048 tokens"):  # a vocabulary of half the size would train, in gibberish
+    with pytest.raises(InputError, match="2048 tokens"):  # a vocabulary of half the size would train, in gibberish
         load_checkpoint(bigger)
 
 
@@ -176,7 +176,7 @@ def test_a_long_task_file_is_refused(tmp_path):
         {"input": "?", "target": "x" * 20_001}, {"input": "?", "target_scores": {"x" * 19_999: 1, "y": 0}},
     ):  # fmt: skip
         path.write_text(json.dumps({"examples": [good, bad]}))
-        with pytest.raises(TaskError, match=r"example 2: .*(options|characters|short)"), little_memory():
+        with pytest.raises(InputError, match=r"example 2: .*(options|characters|short)"), little_memory():
             load("word_sorting", tmp_path)
 
 
@@ -194,7 +194,7 @@ def test_a_damaged_or_hostile_state_is_refused(tmp_path):
     bad += [pickle.dumps(bomb) for bomb in bombs(marker)]
     for data in bad:
         path.write_bytes(data)
-        with pytest.raises(run_directory.RunError, match=r"state\.pt cannot be resumed from"), little_memory():
+        with pytest.raises(InputError, match=r"state\.pt cannot be resumed from"), little_memory():
             run_directory.restore(tmp_path, parts)
     assert not marker.exists()
     path.write_bytes(state)
@@ -203,7 +203,7 @@ def test_a_damaged_or_hostile_state_is_refused(tmp_path):
         (tmp_path / "config.json").unlink(missing_ok=True)
         if config is not None:
             (tmp_path / "config.json").write_bytes(config)
-        with pytest.raises(run_directory.RunError, match=r"config\.json is missing or damaged"):
+        with pytest.raises(InputError, match=r"config\.json is missing or damaged"):
             run_directory.check_run(tmp_path, {}, {}, resume=True)
 
 
@@ -311,7 +311,7 @@ def test_any_checkpoint_is_loaded_or_refused(forms, outcomes, data):
         assert all(p.isfinite().all() for p in model.parameters())
         hir.sample(model, tokenizer, ["Q: a b, (A) ü"], 2, 1.0, 3)
         outcomes["checkpoints_loaded"] += 1
-    except CheckpointError as error:
+    except InputError as error:
         assert str(place) in str(error)
         outcomes["checkpoints_refused"] += 1
     assert not marker.exists()
@@ -340,7 +340,7 @@ def test_any_task_file_is_read_or_refused(forms, outcomes, data):
         with little_memory():
             examples = load(task, place, data.draw(st.sampled_from(["shuffled", "official"])))
         outcomes["task_files_read"] += 1
-    except TaskError as error:
+    except InputError as error:
         assert str(path) in str(error)
         outcomes["task_files_refused"] += 1
         return

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,13 +19,15 @@ import torch
 import hir
 import train
 from bigbench_tasks import generate
-from feedback import WRONG, is_correct
 from model_t5 import T5, T5Config, Tokenizer, load_checkpoint, save_checkpoint
-from support.checkpoint_files import replacing, write_file
+from support import REPOSITORY
+from support.files import replacing, write_file
+from support.learner import Learner
+from support.machine import MachineSettings
+from support.replay import ReplaySet
 from tests.conftest import THOROUGH, record
 
-HERE = Path(__file__).resolve().parents[1]
-SPIECE = HERE / "checkpoints" / "t5-mini" / "spiece.model"
+SPIECE = REPOSITORY / "checkpoints" / "t5-mini" / "spiece.model"
 ITERATIONS = 4
 
 
@@ -54,7 +55,7 @@ def command(checkpoint, out, *more):
         "--dtype",
         "float32",
     ]
-    return [*map(str, [HERE / "train.py", "--checkpoint", checkpoint, *flags, "--out", out, *more])]
+    return [*map(str, [REPOSITORY / "train.py", "--checkpoint", checkpoint, *flags, "--out", out, *more])]
 
 
 def start(arguments, processes=1, **how):
@@ -311,52 +312,53 @@ def small(tmp_path_factory):
     return load_checkpoint(write_model(tmp_path_factory.mktemp("small")))
 
 
-def train_on(small, samples, **settings):
-    """An epoch on samples. The losses, and all tensors of the weights and the optimizer; the model stays as it was."""
+def train_on(small, monkeypatch, examples, output, **settings):
+    """An iteration in which every question is answered with this output, None for the right one.
+
+    Returns the losses, and all tensors of the weights and the optimizer; the model stays as it was.
+    """
     model, tokenizer = copy.deepcopy(small[0]), small[1]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    pairs = hir.relabel(samples, tokenizer, True, random.Random(0))
-    values = hir.Settings(**{"train_epochs": 1, "train_batch_size": 1} | settings)
-    objective = hir.hir_objective(model, tokenizer, values)
-    losses = hir.train_on(model, objective, pairs, optimizer, scheduler, values, random.Random(0))
-    return losses, find_tensors(model.state_dict()), find_tensors(optimizer.state_dict())
-
-
-def samples_of(examples, output):
+    values = hir.Settings(**{"train_epochs": 1, "train_batch_size": 1, "learning_rate": 1e-3} | settings)
     texts = [example.targets[0] if output is None else output for example in examples]
-    return [hir.Sample(example, text, is_correct(text, example)) for example, text in zip(examples, texts, strict=True)]
+    answered = zip(examples, texts, strict=True)
+    samples = [hir.judged(example, tuple(tokenizer.encode(text)), tokenizer) for example, text in answered]
+    monkeypatch.setattr(hir, "sample_online", lambda *_: samples)
+    learner = Learner(model, tokenizer, MachineSettings(), values)
+    replay = ReplaySet("all", 1000, hir.Sample.from_tuple)
+    list(hir.hindsight_instruction_relabeling(learner, replay, lambda _: examples, values, [1], 0))
+    losses, _ = learner.finish_iteration()
+    return losses, find_tensors(model.state_dict()), find_tensors(learner.optimizer.state_dict())
 
 
-def spoil(monkeypatch, length, how):
-    """Make the loss of every batch with questions of this length, or only its gradient, something that is no number."""
-    honest = hir.hir_loss
+def spoil(monkeypatch, question, how):
+    """Make the loss of every batch with this question, or only its gradient, something that is not finite."""
+    honest = hir.loss_terms
 
-    def spoiled(model, batch, settings):
-        terms = honest(model, batch, settings)
-        if batch.input_ids.shape[1] == length:
+    def spoiled(model, tokenizer, groups, settings):
+        terms = honest(model, tokenizer, groups, settings)
+        if question in {group[0].question for group in groups}:
             terms["supervised"].register_hook(lambda gradient: gradient * float("nan"))
             terms["supervised"] = terms["supervised"] * (1.0 if how == "gradient" else float(how))
         return terms
 
-    monkeypatch.setattr(hir, "hir_loss", spoiled)
+    monkeypatch.setattr(hir, "loss_terms", spoiled)
 
 
 @pytest.mark.parametrize("how", ["nan", "inf", "gradient"])
 def test_a_step_whose_numbers_are_not_finite_is_left_out_and_shown(small, monkeypatch, capsys, how):
     examples = generate("object_counting", 5, seed=0)
-    lengths = [len(small[1].encode(hir.prompt(WRONG, e.question))) for e in examples]
-    longest = examples[lengths.index(max(lengths))]  # its batch is known by its length
-    assert sorted(lengths)[-2] < max(lengths)
-    spoil(monkeypatch, max(lengths), how)
-    losses, weights, kept = train_on(small, samples_of(examples, "0 zebra"))
+    spoil(monkeypatch, examples[2].question, how)
+    whole = {"sub_output": "none"}
+    losses, weights, kept = train_on(small, monkeypatch, examples, "0 zebra", **whole)
     shown = capsys.readouterr().err
-    assert [e for e in examples if repr(e.question) in shown] == [longest]
+    assert [e for e in examples if repr(e.question) in shown] == [examples[2]]
     assert losses.pop("steps_left_out") == 1 and all(0 < abs(value) < 100 for value in losses.values())
     assert all(tensor.isfinite().all() for tensor in weights + kept)
     assert not all(map(torch.equal, find_tensors(small[0].state_dict()), weights))
     with pytest.raises(FloatingPointError, match="not finite"):  # nothing is left to learn from
-        train_on(small, samples_of([longest], "0 zebra"))
+        train_on(small, monkeypatch, [examples[2]], "0 zebra", **whole)
+    with pytest.raises(FloatingPointError, match="10 gradients"):
+        train_on(small, monkeypatch, examples, "0 zebra", **whole, train_epochs=20)
 
 
 @pytest.mark.parametrize("method", ["hir", "ppo"])
@@ -371,8 +373,21 @@ def test_weights_that_grow_beyond_all_numbers_are_not_saved(model, tmp_path, cap
 @pytest.mark.parametrize("output", [None, "0 zebra", ""], ids=["all right", "all wrong", "all empty"])
 @pytest.mark.parametrize("questions", [0, 1, 6])
 @pytest.mark.parametrize("contrastive", ["instructions", "batch"])
-def test_training_takes_any_samples(small, output, questions, contrastive):
-    samples = samples_of(generate("word_sorting", questions, seed=0), output)
-    losses, weights, _ = train_on(small, samples, train_batch_size=10_000, contrastive=contrastive)
-    assert bool(losses) == bool(samples) and all(abs(value) < 100 for value in losses.values())
+@pytest.mark.parametrize("sub_output", ["encoder", "decoder", "answer"])
+def test_training_takes_any_samples(small, monkeypatch, output, questions, contrastive, sub_output):
+    how = {"train_batch_size": 10_000, "contrastive": contrastive, "sub_output": sub_output}
+    examples = generate("word_sorting", questions, seed=0)
+    losses, weights, _ = train_on(small, monkeypatch, examples, output, **how)
+    assert bool(losses) == bool(examples) and all(abs(value) < 100 for value in losses.values())
     assert all(tensor.isfinite().all() for tensor in weights)
+
+
+# --- Without what POSIX alone has -------------------------------------------------------------------------------------
+
+
+def test_runs_without_fcntl(model, tmp_path):
+    """Where there are no file locks, as on Windows, the run does without them."""
+    blocked = "import runpy, sys; sys.modules['fcntl'] = None; sys.path.insert(0, '.'); sys.argv = sys.argv[1:]; "
+    run = ["-c", blocked + "runpy.run_path(sys.argv[0], run_name='__main__')"]
+    finish(start([*run, *command(model, tmp_path / "run", "--iterations", 1)], cwd=REPOSITORY))
+    assert len(metrics(tmp_path / "run")) == 2

@@ -1,0 +1,89 @@
+"""Small files that are read whole, and files of any size that appear whole or not at all."""
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from support.errors import InputError
+from support.locks import lock
+
+MAX_TEXT = 20_000_000  # bytes of a header, a configuration or a vocabulary; the largest T5 needs a twentieth
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a small file."""
+    try:
+        if (size := path.stat().st_size) <= MAX_TEXT:
+            return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
+    raise InputError(f"{path}: has {size} bytes, too many for such a file; fetch it again.")
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file. A key given twice is an error: two readers could take different values."""
+    return parse_object(read_file(path), path)
+
+
+def parse_object(data: bytes, path: Path) -> dict:
+    """The JSON object in these bytes of a file."""
+
+    def unique(pairs: list) -> dict:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a key appears twice")
+        return found
+
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not valid JSON ({error}); fetch the file again.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds a JSON {type(value).__name__} where an object is expected.")
+    return value
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the name `path` when the block succeeds, and vanishes when it does not.
+
+    Whenever the machine stops, `path` is the old file or the new one, complete. What a killed process has left beside it
+    is cleared away by the next one that writes there.
+    """
+    for left in path.parent.glob(f".{path.name}.????????"):
+        with suppress(OSError), left.open("rb") as file:  # OSError: it is gone
+            if lock(file):  # nobody is writing it
+                left.unlink()
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with beside.open("xb") as file:
+            lock(file)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    with suppress(OSError):  # where directories cannot be opened
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # the new name itself must reach the disk
+        finally:
+            os.close(directory)
+
+
+def write_file(path: Path, *chunks: bytes | memoryview) -> None:
+    """Write a file in one rename."""
+    with replacing(path) as file:
+        for chunk in chunks:
+            file.write(chunk)
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write a JSON object, indented, in one rename."""
+    write_file(path, (json.dumps(value, indent=2) + "\n").encode())

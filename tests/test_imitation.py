@@ -1,0 +1,87 @@
+"""Fine-tuning and FARL: what they train on, and runs of the command."""
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+
+import hir
+import train
+from baselines import imitation
+from bigbench_tasks import TASKS, generate
+from feedback import is_correct
+from hir import CORRECT
+from model_t5 import T5, T5Config, Tokenizer
+from support import REPOSITORY
+from support.batches import TrainingExample
+from support.learner import Learner
+from support.machine import MachineSettings
+from support.replay import ReplaySet
+from test_hir import metrics
+
+QUESTIONS = [example for task in TASKS for example in generate(task, 2, seed=5)]
+RESUMED = "--task geometric_shapes --questions 6 --test-size 4 --device cpu --dtype float32".split()
+
+
+def noisy_model():
+    """An untrained T5 with dropout: its outputs have all lengths, and one pass with dropout on would show."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(REPOSITORY / "checkpoints" / "t5-mini" / "spiece.model", extra_ids=0)
+    config = T5Config(vocab_size=tokenizer.vocab_size, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+                      dropout_rate=0.3, tie_word_embeddings=False)  # fmt: skip
+    model = T5(config)
+    with torch.no_grad():
+        model.lm_head.weight[1] *= 4  # an end of sequence comes now and then
+    return model, tokenizer
+
+
+def test_demonstrations_are_right_in_every_form():
+    _, tokenizer = noisy_model()
+    for answers in ("letters", "text", "steps"):
+        for demonstration, example in zip(
+            imitation.demonstrations(QUESTIONS, tokenizer, answers), QUESTIONS, strict=True
+        ):
+            output = tokenizer.decode(demonstration.output)
+            assert demonstration.instruction == CORRECT and is_correct(output, example)
+            assert ("the answer is" in output) == (answers == "steps" and bool(example.steps))
+
+
+def test_farl_imitates_right_outputs_alone_and_learns_nothing_when_there_are_none(monkeypatch):
+    model, tokenizer = noisy_model()
+    settings = hir.Settings(train_epochs=1)
+    texts = [(e, text) for e in QUESTIONS for text in (e.targets[0], "0 zebra")]
+    samples = [hir.judged(e, tuple(tokenizer.encode(text)), tokenizer) for e, text in texts]
+    right = imitation.right_outputs(samples, tokenizer, settings)
+    assert right == [TrainingExample(CORRECT, e.question, tuple(tokenizer.encode(e.targets[0]))) for e in QUESTIONS]
+    learner = Learner(model, tokenizer, MachineSettings(), settings)
+    replay = ReplaySet("all", 1000, hir.Sample.from_tuple)
+    monkeypatch.setattr(imitation, "sample_online", lambda *_: samples[1::2])  # the wrong ones
+    before = model.shared.weight.clone()
+    (step,) = imitation.final_answer_rl(learner, replay, lambda _: QUESTIONS, settings, [1], 0)
+    assert learner.finish_iteration()[0] == {} and step.examples == [] and torch.equal(before, model.shared.weight)
+    monkeypatch.setattr(imitation, "sample_online", lambda *_: samples)
+    (step,) = imitation.final_answer_rl(learner, replay, lambda _: QUESTIONS, settings, [2], 0)
+    drawn = Counter(s.verdict for s in replay.draw(random.Random(0)))
+    assert len(replay.groups) == 48 and drawn["right"] and learner.finish_iteration()[0]["supervised"] > 0
+
+
+def assert_resumes_to_the_bit(method, directory, *flags):
+    """Run two iterations at once, and one after another. Returns the metrics and what is saved."""
+    arguments = ["--method", method, *RESUMED, *flags]
+    for out, iterations, *resume in (("whole", "2"), ("cut", "1"), ("cut", "2", "--resume")):
+        assert train.main([*arguments, "--iterations", iterations, "--out", str(directory / out), *resume]) == 0
+    lines = metrics(directory / "whole")
+    assert metrics(directory / "cut") == lines and lines[-1]["losses"]
+    whole, cut = (torch.load(directory / name / "state.pt", weights_only=True) for name in ("whole", "cut"))
+    own = {"ppo": {"ppo"}, "farl": {"replay"}}.get(method, set())
+    assert whole.keys() == cut.keys() == {"lines", "model", "optimizer", "scheduler"} | own
+    for part in {"model", "ppo"} & whole.keys():
+        assert all(torch.equal(tensor, cut[part][name]) for name, tensor in whole[part].items())
+    return lines, whole
+
+
+@pytest.mark.parametrize("method", ["farl", "sft"])
+def test_command_resumes_to_the_bit(method, tmp_path):
+    lines, _ = assert_resumes_to_the_bit(method, tmp_path)
+    assert lines[-1]["sampled"] == (2 * 6 * 4 if method == "farl" else 0)
