@@ -21,7 +21,7 @@ from torch import Tensor
 from bigbench_tasks import Example
 from feedback import Verdict, answer_position, is_part_of_right_answer, judge
 from model_t5 import T5, Tokenizer
-from support.batches import Batch, Group, TrainingExample, in_batches, lay_out, make_batches, pad, up_to
+from support.batches import Group, TrainingExample, forward_tokens, in_batches, make_batches, pad, up_to
 from support.learner import Iteration, Learner
 from support.replay import ReplaySet
 from support.seeds import seeds
@@ -30,6 +30,7 @@ from support.settings import setting
 CORRECT = "Solve the question with correct answer."  # p
 WRONG = "Solve the question with wrong answer."  # not(p)
 IGNORE = -100  # in labels: no token to learn here
+SUB_OUTPUTS = ("encoder", "decoder", "answer", "none")
 
 
 def prompt(instruction: str, question: str) -> str:
@@ -47,11 +48,6 @@ class Sample:
     verdict: Verdict
     answer_start: int  # the token at which the answer begins, after a chain of thought if there is one
 
-    @classmethod
-    def from_tuple(cls, fields: tuple) -> "Sample":
-        """The inverse of dataclasses.astuple."""
-        return cls(Example(*fields[0]), *fields[1:])
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -61,24 +57,15 @@ class Settings:
     sampling_temperature: float = setting(1.0, "temperature of the online samples")
     learning_rate: float = setting(5e-4, "learning rate of AdamW")
     train_batch_size: int = setting(64, "relabeled outputs and parts of outputs in a gradient step", least=1)
-    train_epochs: int = setting(10, "passes over the drawn samples in an iteration")
+    train_epochs: int = setting(10, "passes over the drawn samples in an iteration", least=1)
     label_smoothing: float = setting(0.2, "label smoothing of L_supervise (Eq. 3)", most=1)
     beta: float = setting(0.001, "weight of L_entropy (Eq. 5)")
     alpha: float = setting(1.0, "weight of L_contrastive (Eq. 4)")
 
-    sub_output: str = setting(
-        "encoder",
-        "parts of outputs that are learned too (Sec. 4.2), by where the tokens before the part go; answer: of a wrong "
-        "output only its answer is learned, and Eq. 4 compares answers alone",
-        ("encoder", "decoder", "answer", "none"),
-    )
+    sub_output: str = setting("encoder", "parts of outputs that are learned too (see `relabel`)", SUB_OUTPUTS)
     replay: str = setting("all", "draw from all samples since the start, or the last iteration's", ("all", "last"))
-    malformed: str = setting(
-        "wrong", "an output that is no answer is learned as a wrong one, or dropped", ("wrong", "drop")
-    )
-    contrastive: str = setting(
-        "instructions", "what Eq. 4 compares: the two instructions, or all of the batch", ("instructions", "batch")
-    )
+    malformed: str = setting("wrong", "what an output is taken for that is no answer", ("wrong", "drop"))
+    contrastive: str = setting("instructions", "what Eq. 4 compares (see `loss_terms`)", ("instructions", "batch"))
     max_new_tokens: int = setting(64, "longest output", least=1)
     warmup_steps: int = setting(0, "gradient steps in which the learning rate rises from zero")
     decay_steps: int = setting(0, "step at which the learning rate has fallen to a tenth; 0: it stays constant")
@@ -154,9 +141,9 @@ def sample_tokens(
 ) -> list[list[tuple[int, ...]]]:  # fmt: skip
     """Draw `num_samples` outputs for each prompt; temperature 0 is greedy decoding. Shape of the result: (prompts, N).
 
-    An output is its token ids, up to and including `</s>` if the model wrote one within `max_new_tokens`. All randomness
-    is one uniform number per token, drawn up front from `generator` (on the CPU). An output thus depends on its prompt's
-    place in the list alone, not on what it is batched with, what has finished, or which process samples it.
+    An output is its token ids, up to and including `</s>` if there is one. All randomness is one uniform number per
+    token, drawn up front from `generator` (on the CPU), so an output depends on its prompt's place in the list alone, not
+    on what it is batched with, what has finished, or which process samples it.
     """
     num_drawn = num_samples if temperature > 0 else 1
     noise = torch.rand(len(prompts), num_drawn, max_new_tokens if temperature > 0 else 1, generator=generator)
@@ -220,27 +207,26 @@ def relabel(
 ) -> list[TrainingExample]:
     """phi of Sec. 4.2: give every output, and every part of one, the instruction that it fulfils.
 
-    Equal outputs all stay, as in Algorithm 1 (the authors' code drops them): how often the model says something is part
-    of what it is to learn from. An output that is no answer counts as a wrong one, or is left out (`malformed`).
+    Sub-outputs. "encoder": a random part is learned too (see `sub_output`). "decoder": output and instruction are cut in
+    two at a random time step; the tokens before it stay in the decoder. "answer": of a wrong output only its answer is
+    learned, given its reasoning, and Eq. 4 compares answers alone, each given its own reasoning. "none": whole outputs.
+    Equal outputs all stay: how often the model says something is part of what it is to learn from.
     """
     examples = []
     for s in samples:
         if s.verdict == "malformed" and settings.malformed == "drop":
             continue
         right = s.verdict == "right"
-        whole = partial(TrainingExample, CORRECT if right else WRONG, s.example.question, s.tokens)
-        if settings.sub_output == "answer":
-            # The reasoning of a wrong output is not learned, only its answer, given that reasoning.
-            if s.answer_start < len(s.tokens):
-                examples.append(whole(start=0 if right else s.answer_start, compared=s.answer_start))
-            continue
-        examples.append(whole())
+        part = partial(TrainingExample, CORRECT if right else WRONG, s.example.question)
+        if settings.sub_output != "answer":
+            examples.append(part(s.tokens))
+        elif s.answer_start < len(s.tokens):
+            examples.append(part(s.tokens, start=0 if right else s.answer_start, compared=s.answer_start))
         if settings.sub_output == "encoder":
             examples.append(sub_output(s, tokenizer, rng))
         elif settings.sub_output == "decoder" and len(s.tokens) > 1:
             time_step = rng.randrange(1, len(s.tokens))
-            prefix = s.tokens[:time_step]
-            examples += [TrainingExample(whole().instruction, s.example.question, prefix), whole(start=time_step)]
+            examples += [part(s.tokens[:time_step]), part(s.tokens, start=time_step)]
     return examples
 
 
@@ -265,10 +251,10 @@ def supervised_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0
 
         L = mean over tokens t of  -(1 - eps) log P(o_t) - eps / V  sum_v log P(v)
 
-    Args: logits (..., V); labels (...), with -100 where there is no token. `normalized` says that the logits are
-    log-probabilities already (F.cross_entropy would normalize them once more). Returns a scalar.
+    Args: logits (..., V); labels (...), with -100 where there is no token; or, if they are `normalized`, log-probabilities
+    (M, V) and labels (M,), so that they are computed once for all terms. Returns a scalar.
     """
-    log_probs, labels = _select(logits, labels, normalized)  # (M, V), (M,)
+    log_probs, labels = (logits, labels) if normalized else _select(logits, labels)
     nll = -log_probs.gather(-1, labels[:, None]).squeeze(-1)  # (M,)
     return _mean((1 - label_smoothing) * nll - label_smoothing * log_probs.mean(dim=-1) if label_smoothing else nll)
 
@@ -292,7 +278,7 @@ def entropy_loss(logits: Tensor, labels: Tensor, normalized: bool = False) -> Te
 
     Args as for `supervised_loss`. Returns a scalar.
     """
-    log_probs, _ = _select(logits, labels, normalized)
+    log_probs = logits if normalized else _select(logits, labels)[0]
     return _mean((log_probs.exp() * log_probs).sum(dim=-1))
 
 
@@ -304,50 +290,28 @@ def final_loss(terms: dict[str, Tensor], settings: Settings) -> Tensor:
 
 
 def loss_terms(model: T5, tokenizer: Tokenizer, groups: list[Group], settings: Settings) -> dict[str, Tensor]:
-    """The terms of Eq. 6 on a batch, each a mean. The vocabulary's log-softmax is computed once for all of them."""
+    """The terms of Eq. 6 on a batch, each a mean. The vocabulary's log-softmax is computed once for all of them.
+
+    Eq. 4 compares each output under the two `instructions` on its own question, as the authors' code does, or under all
+    contexts of the `batch`, which a model can tell apart without reading the instruction. Its P_ik is the mean over an
+    output's tokens, as in the authors' code, not their sum: summed over a long output, the difference between two
+    instructions saturates Eq. 4, and only short outputs would still be taught anything.
+    """
     compare = "none" if settings.alpha == 0 else "batch" if settings.contrastive == "batch" else (CORRECT, WRONG)
-    batch, hidden = forward_tokens(model, tokenizer, groups, compare)
+    batch, hidden = forward_tokens(model, tokenizer, prompt, groups, compare)  # (M + ..., D)
     log_probs = model.logits(hidden).float().log_softmax(dim=-1)  # (M + ..., V)
     learned, labels = log_probs[: batch.num_learned], batch.labels[: batch.num_learned]  # (M, V), (M,)
     terms = {"supervised": supervised_loss(learned, labels, settings.label_smoothing, normalized=True)}
     if settings.alpha:
-        terms["contrastive"] = contrastive_loss(pair_log_probs(batch, log_probs), batch.own)
+        terms["contrastive"] = contrastive_loss(batch.mean_log_probs(log_probs), batch.own)
     if settings.beta:
         terms["entropy"] = entropy_loss(learned, labels, normalized=True)
     return terms
 
 
-def forward_tokens(model: T5, tokenizer: Tokenizer, groups: list[Group], compare: object) -> tuple[Batch, Tensor]:
-    """A batch, and the hidden states (M + ..., D) that predict its tokens: one pass through encoder and decoder."""
-    encode = partial(encode_source, tokenizer)
-    batch = lay_out(groups, compare, encode, model.shift_right, tokenizer.pad_token_id, model.device)
-    encoder_hidden_states = model.encode(batch.input_ids, batch.attention_mask)  # (K B, S, D)
-    hidden = model.decode(batch.decoder_input_ids, encoder_hidden_states, batch.attention_mask)  # (K R, T, D)
-    return batch, hidden.flatten(0, 1)[batch.position]
-
-
-def pair_log_probs(batch: Batch, log_probs: Tensor) -> Tensor:
-    """P_ik = log P(o_i | q_k, p_k) of Eq. 4, from (M + ..., V) log-probabilities: (P, K).
-
-    It is the mean over an output's tokens, as in the authors' code, not their sum: summed over a long output, the
-    difference between two instructions saturates Eq. 4, and only short outputs would still be taught anything.
-    """
-    token_log_probs = log_probs.gather(-1, batch.labels[:, None]).squeeze(-1)
-    return batch.mean_by_cell(token_log_probs[batch.compared])
-
-
-def encode_source(tokenizer: Tokenizer, instruction: str, question: str, prefix: tuple[int, ...] = ()) -> list[int]:
-    """The encoder's input: instruction and question and, before the end, the tokens that precede a sub-output."""
-    *tokens, end = tokenizer.encode(prompt(instruction, question))
-    return [*tokens, *prefix, end]
-
-
-def _select(logits: Tensor, labels: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:
+def _select(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities (M, V) and labels (M,) where there is a token."""
-    if normalized:
-        return logits, labels
-    there = labels != IGNORE
-    return logits[there].float().log_softmax(dim=-1), labels[there]
+    return logits[labels != IGNORE].float().log_softmax(dim=-1), labels[labels != IGNORE]
 
 
 def _mean(values: Tensor) -> Tensor:

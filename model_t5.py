@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from support import checkpoint_files, downloads, files
+from support import checkpoint_files, files, hub
 from support.fast_dropout import Dropout  # nn.Dropout, faster on a CPU
 
 # Added to the scores of positions that must not be attended to. Finite, within the range of bfloat16: a row with all
@@ -393,7 +393,7 @@ def load_checkpoint(path_or_name: str | os.PathLike) -> tuple[T5, Tokenizer]:
 
     Raises InputError, a sentence that names the file and the fault, if anything about them is not as it should be.
     """
-    directory = downloads.find_checkpoint(path_or_name)
+    directory = hub.find_checkpoint(path_or_name)
     config = checkpoint_files.read_config(directory / "config.json", T5Config)
     tokenizer = Tokenizer(directory / "spiece.model")
     checkpoint_files.check_tokenizer(tokenizer, config, directory)

@@ -21,7 +21,7 @@ from feedback import is_correct, is_part_of_right_answer, judge, parse_number
 from hir import CORRECT, WRONG
 from model_t5 import T5, T5Config, Tokenizer, save_checkpoint
 from support import REPOSITORY
-from support.batches import group_by
+from support.batches import encode_source, group_by
 
 # --- Feedback (Sec. 4.2) ----------------------------------------------------------------------------------------------
 
@@ -215,7 +215,7 @@ def test_sub_outputs_in_the_encoder_equal_a_loop(tiny):
         promoted += right and sample.verdict != "right"
         assert part.instruction == (CORRECT if right else WRONG) and part.output
         *source, _ = tokenizer.encode(hir.prompt(CORRECT, part.question))
-        assert hir.encode_source(tokenizer, CORRECT, part.question, part.encoder_prefix) == [
+        assert encode_source(tokenizer, hir.prompt, CORRECT, part.question, part.encoder_prefix) == [
             *source, *part.encoder_prefix, tokenizer.eos_token_id
         ]  # fmt: skip
     assert promoted  # some words of a wrong list stand in the right one
@@ -234,7 +234,7 @@ def plain_terms(model, tokenizer, examples, settings):
             contexts = list(dict.fromkeys(map(key, examples)))
         means = []
         for context in contexts:
-            input_ids = torch.tensor([hir.encode_source(tokenizer, *context)])
+            input_ids = torch.tensor([encode_source(tokenizer, hir.prompt, *context)])
             log_probs = model(input_ids, torch.ones_like(input_ids), torch.tensor([e.output]))[0].log_softmax(-1)
             nll = -log_probs[range(len(e.output)), e.output]
             means.append(-nll[e.compared :].mean())

@@ -180,7 +180,7 @@ def build_method(s: AllSettings, model: T5, tokenizer: Tokenizer) -> tuple[Learn
         method, own_state = partial(ppo.proximal_policy_optimization, learner, critic), {"ppo": critic}
     else:
         learner = Learner(model, tokenizer, s.machine, s.method)
-        replay = ReplaySet(s.method.replay, s.machine.replay_size, hir.Sample.from_tuple)
+        replay = ReplaySet(s.method.replay, s.machine.replay_size, lambda f: hir.Sample(Example(*f[0]), *f[1:]))
         methods = {
             "hir": partial(hir.hindsight_instruction_relabeling, learner, replay),
             "farl": partial(imitation.final_answer_rl, learner, replay),

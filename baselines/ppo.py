@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from bigbench_tasks import Example
-from hir import CORRECT, Sample, Settings, entropy_loss, forward_tokens, sample_online
+from hir import CORRECT, Sample, Settings, entropy_loss, prompt, sample_online
 from model_t5 import T5, Tokenizer
-from support.batches import Group, TrainingExample, group_by, in_batches, make_batches
+from support.batches import Group, TrainingExample, forward_tokens, group_by, in_batches, make_batches
 from support.learner import Iteration, Learner
 from support.seeds import seeds
 from support.settings import setting
@@ -126,7 +126,7 @@ def policy_outputs(
     Detail: the logits are divided by the sampling temperature, as the probabilities are those that sampling used.
     Detail: the output layer works in float32. In bfloat16 a logit of 10 is off by 0.03, and so would the ratios be.
     """
-    batch, hidden = forward_tokens(model, tokenizer, groups, "none")
+    batch, hidden = forward_tokens(model, tokenizer, prompt, groups, "none")
     with torch.autocast(hidden.device.type, enabled=False):
         logits = model.logits(hidden.float()) / temperature
     return batch.labels, hidden, logits, -F.cross_entropy(logits, batch.labels, reduction="none")

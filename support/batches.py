@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -147,11 +148,35 @@ class Batch:
     own: Tensor  # (P,), which of the K contexts is an example's own
     num_contexts: int  # K
 
-    def mean_by_cell(self, values: Tensor) -> Tensor:
-        """The mean over each example's compared tokens under each context: (C,) -> (P, K)."""
+    def mean_log_probs(self, log_probs: Tensor) -> Tensor:
+        """The mean over each example's compared tokens under each context: log-probabilities (M + ..., V) -> (P, K)."""
+        values = log_probs.gather(-1, self.labels[:, None]).squeeze(-1)[self.compared]  # (C,)
         num_cells = len(self.own) * self.num_contexts
         total = values.new_zeros(num_cells).index_add(0, self.cell, values)
         return (total / torch.bincount(self.cell, minlength=num_cells)).view(-1, self.num_contexts)
+
+
+def forward_tokens(
+    model: Any, tokenizer: Any, prompt: Callable[[str, str], str], groups: list[Group], compare: Sequence[str] | str
+) -> tuple[Batch, Tensor]:
+    """Lay out a batch and pass it through encoder and decoder once.
+
+    prompt: instruction and question -> source text. compare: see `lay_out`. Returns the batch and the hidden states
+    (M + ..., D) that predict its tokens.
+    """
+    encode = partial(encode_source, tokenizer, prompt)
+    batch = lay_out(groups, compare, encode, model.shift_right, tokenizer.pad_token_id, model.device)
+    encoder_hidden_states = model.encode(batch.input_ids, batch.attention_mask)  # (K G, S, D)
+    hidden = model.decode(batch.decoder_input_ids, encoder_hidden_states, batch.attention_mask)  # (K R, T, D)
+    return batch, hidden.flatten(0, 1)[batch.position]
+
+
+def encode_source(
+    tokenizer: Any, prompt: Callable[[str, str], str], instruction: str, question: str, prefix: tuple[int, ...] = ()
+) -> list[int]:
+    """The encoder's input: instruction and question and, before the end, the tokens that precede a sub-output."""
+    *tokens, end = tokenizer.encode(prompt(instruction, question))
+    return [*tokens, *prefix, end]
 
 
 def lay_out(

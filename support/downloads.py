@@ -1,7 +1,6 @@
-"""Downloads: files from a URL, and checkpoints by their name on the Hugging Face hub, in that library's own cache."""
+"""Downloads that leave a complete file or none."""
 
 import hashlib
-import os
 import re
 import urllib.error
 import urllib.request
@@ -10,9 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from support.checkpoint_files import WEIGHTS, find_weights, read_index
 from support.errors import InputError
-from support.files import replacing, write_file
+from support.files import replacing
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -54,58 +52,3 @@ def download(url: str, path: Path, sha256: str | None = None) -> bool:
             f"{url} could not be fetched into {path.parent} ({problem}); try again with a network and a disk to write to, "
             "or give a directory that holds the files."
         ) from error
-
-
-def find_checkpoint(path_or_name: str | os.PathLike) -> Path:
-    """The directory of a checkpoint: the one given, or the cached or now downloaded files of that name on the hub."""
-    directory, name = Path(path_or_name), os.fspath(path_or_name)
-    if directory.is_dir():
-        return directory
-    beside = "/" in name and directory.parent.is_dir()  # then a path was meant
-    if beside or not isinstance(path_or_name, str) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-        raise InputError(f"{name}: there is no such directory, and it is not the name of a model on the hub.")
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{name.replace('/', '--')}"
-    reference = cache / "refs" / "main"
-    snapshots = sorted(cache.glob("snapshots/*"))
-    if reference.is_file():
-        snapshots.insert(0, cache / "snapshots" / reference.read_text().strip())
-    for snapshot in snapshots:
-        if _is_complete(snapshot):
-            return snapshot
-    snapshot = cache / "snapshots" / "main"
-    try:
-        _download_checkpoint(name, snapshot)
-        if not reference.exists():
-            reference.parent.mkdir(exist_ok=True)
-            write_file(reference, b"main")
-    except (OSError, InputError) as error:
-        raise InputError(f"{name}: there is no such directory, and {error}") from error
-    return snapshot
-
-
-def _is_complete(directory: Path) -> bool:
-    weights = find_weights(directory)
-    names = ["config.json", "spiece.model"]
-    names += read_index(weights).values() if weights and weights.suffix == ".json" else []
-    return weights is not None and all((directory / name).is_file() for name in names)
-
-
-def _download_checkpoint(name: str, directory: Path) -> None:
-    server = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-
-    def fetch(file: str) -> bool:
-        path = directory / file
-        return path.is_file() or download(f"{server}/{name}/resolve/main/{file}", path)
-
-    for required in ("config.json", "spiece.model"):
-        if not fetch(required):
-            raise InputError(f"the hub has no {required} of that name.")
-    fetch("tokenizer_config.json")
-    weights = next((weights for weights in WEIGHTS if fetch(weights)), None)
-    if weights is None:
-        raise InputError(f"the hub has none of {', '.join(WEIGHTS)} of that name.")
-    if weights.endswith(".json"):
-        for part in sorted(set(read_index(directory / weights).values())):
-            if not fetch(part):
-                raise InputError(f"the hub lacks {part}, which {weights} lists.")

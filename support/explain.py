@@ -12,7 +12,7 @@ import torch
 
 import hir
 from bigbench_tasks import Example, answer_text
-from support.batches import TrainingExample, count, evaluation_mode, group_by
+from support.batches import TrainingExample, count, evaluation_mode, forward_tokens, group_by
 from support.learner import Learner
 from support.seeds import seeds
 
@@ -91,8 +91,8 @@ def log_probs(learner: Learner, s: hir.Sample) -> list[float]:
     """log P of an output under CORRECT and under WRONG, as Eq. 4 compares them, but summed over its tokens."""
     model, example = learner.model, TrainingExample(hir.CORRECT, s.example.question, s.tokens)
     with evaluation_mode(model):
-        batch, hidden = hir.forward_tokens(model, learner.tokenizer, [[example]], (hir.CORRECT, hir.WRONG))
-        means = hir.pair_log_probs(batch, model.logits(hidden).float().log_softmax(dim=-1))
+        batch, hidden = forward_tokens(model, learner.tokenizer, hir.prompt, [[example]], tuple(ASKS_FOR))
+        means = batch.mean_log_probs(model.logits(hidden).float().log_softmax(dim=-1))
     return (len(s.tokens) * means[0]).tolist()
 
 

@@ -43,7 +43,9 @@ def parse_object(data: bytes, path: Path) -> dict:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not valid JSON ({error}); fetch the file again.") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a JSON {type(value).__name__} where an object is expected.")
+        raise InputError(
+            f"{path}: holds a JSON {type(value).__name__} where an object is expected; fetch the file again."
+        )
     return value
 
 

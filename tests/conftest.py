@@ -15,7 +15,7 @@ from support import downloads, run_directory, task_files
 
 ROOT = Path(__file__).resolve().parents[1]
 SPIECE = ROOT / "checkpoints" / "t5-mini" / "spiece.model"  # a vocabulary of 2,048 tokens without sentinels
-T5_SPIECE = "https://huggingface.co/google-t5/t5-small/resolve/main/spiece.model"
+T5_SPIECE_URL = "https://huggingface.co/google-t5/t5-small/resolve/main/spiece.model"
 T5_SPIECE_SHA256 = "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86"
 THOROUGH = "HIR_THOROUGH" in os.environ
 MISSING = "needs the official task files and T5's vocabulary"
@@ -31,7 +31,7 @@ def find_shared() -> Path:
     shared = next(parent.parent for parent in cached.parents if parent.name == "bigbench")
     spiece = shared / "t5" / "spiece.model"
     if not spiece.exists():
-        downloads.download(T5_SPIECE, spiece, T5_SPIECE_SHA256)
+        downloads.download(T5_SPIECE_URL, spiece, T5_SPIECE_SHA256)
     return shared
 
 
@@ -44,6 +44,7 @@ except ValueError as error:
             f"CI is set, so no test may be skipped, but the official files are missing: {error}"
         ) from error
 
+BIGBENCH, T5_SPIECE = SHARED and SHARED / "bigbench", SHARED and SHARED / "t5" / "spiece.model"
 needs_official_files = pytest.mark.skipif(SHARED is None, reason=MISSING)
 
 

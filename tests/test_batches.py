@@ -6,10 +6,14 @@ from collections import Counter
 import pytest
 
 import hir
-from bigbench_tasks import generate
+from bigbench_tasks import Example, generate
 from hir import CORRECT
 from support.batches import TrainingExample, count, make_batches
 from support.replay import ReplaySet
+
+
+def rebuild(fields):
+    return hir.Sample(Example(*fields[0]), *fields[1:])
 
 
 def some_samples(n):
@@ -21,12 +25,12 @@ def some_samples(n):
 @pytest.mark.parametrize("which", ["all", "last"])
 def test_replay_set_equals_a_loop(which):
     samples = some_samples(72)
-    replay, everything = ReplaySet(which, limit=42, rebuild=hir.Sample.from_tuple), []
+    replay, everything = ReplaySet(which, limit=42, rebuild=rebuild), []
     for iteration in range(3):
         latest = samples[24 * iteration : 24 * (iteration + 1)]
         replay.append(latest)
         everything = [*everything, *latest][-40:] if which == "all" else latest  # 42 samples are 10 questions
-        copy = ReplaySet(which, limit=42, rebuild=hir.Sample.from_tuple)
+        copy = ReplaySet(which, limit=42, rebuild=rebuild)
         copy.load_state_dict(replay.state_dict())
         reached = set()
         for seed in range(50):

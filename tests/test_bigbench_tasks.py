@@ -25,9 +25,8 @@ import bigbench_tasks as tasks
 from bigbench_tasks import TASKS, expand, generate, load, split
 from support import task_files
 from support.errors import InputError
-from tests.conftest import SHARED, needs_official_files
+from tests.conftest import BIGBENCH, needs_official_files
 
-BIGBENCH = SHARED and SHARED / "bigbench"
 COUNTS = dict(zip(TASKS, (750, 1250, 1750, 300, 500, 700, 369, 1000, 360, 149, 2000, 1900), strict=True))
 NUMBERS = re.findall(
     r"\S+",

@@ -55,7 +55,7 @@ def test_farl_imitates_right_outputs_alone_and_learns_nothing_when_there_are_non
     right = imitation.right_outputs(samples, tokenizer, settings)
     assert right == [TrainingExample(CORRECT, e.question, tuple(tokenizer.encode(e.targets[0]))) for e in QUESTIONS]
     learner = Learner(model, tokenizer, MachineSettings(), settings)
-    replay = ReplaySet("all", 1000, hir.Sample.from_tuple)
+    replay = ReplaySet("all", 1000, tuple)
     monkeypatch.setattr(imitation, "sample_online", lambda *_: samples[1::2])  # the wrong ones
     before = model.shared.weight.clone()
     (step,) = imitation.final_answer_rl(learner, replay, lambda _: QUESTIONS, settings, [1], 0)

@@ -324,7 +324,7 @@ def train_on(small, monkeypatch, examples, output, **settings):
     samples = [hir.judged(example, tuple(tokenizer.encode(text)), tokenizer) for example, text in answered]
     monkeypatch.setattr(hir, "sample_online", lambda *_: samples)
     learner = Learner(model, tokenizer, MachineSettings(), values)
-    replay = ReplaySet("all", 1000, hir.Sample.from_tuple)
+    replay = ReplaySet("all", 1000, tuple)
     list(hir.hindsight_instruction_relabeling(learner, replay, lambda _: examples, values, [1], 0))
     losses, _ = learner.finish_iteration()
     return losses, find_tensors(model.state_dict()), find_tensors(learner.optimizer.state_dict())
