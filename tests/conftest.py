@@ -52,8 +52,8 @@ def pytest_terminal_summary(terminalreporter):
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if MISSING in str(report.longrepr)]
     if skipped:
         terminalreporter.write_line(
-            f"{len(skipped)} tests skipped: each {MISSING}, which are downloaded where there is a network, "
-            f"or taken from the directory that HIR_SHARED names. ({reason})"
+            f"Skipped {len(skipped)} tests that {MISSING.replace('needs', 'need')}. Get the files by running the tests once "
+            f"with a network, or name a directory that holds them in HIR_SHARED. ({reason})"
         )
 
 
