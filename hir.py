@@ -65,9 +65,7 @@ class Settings:
 
     sub_output: str = setting("encoder", "sub-outputs (see `relabel`)", ("encoder", "decoder", "answer", "none"))
     replay: str = setting("all", "learn from every iteration's samples, or from the last one's", ("all", "last"))
-    malformed: str = setting(
-        "wrong", "outputs that are no answer: learn them as wrong, or drop them", ("wrong", "drop")
-    )
+    malformed: str = setting("wrong", "outputs that are no answer: learned as wrong, or dropped", ("wrong", "drop"))
     contrastive: str = setting("instructions", "what Eq. 4 compares (see `loss_terms`)", ("instructions", "batch"))
     max_new_tokens: int = setting(64, "longest output", least=1)
     warmup_steps: int = setting(0, "gradient steps in which the learning rate rises from zero")
@@ -78,13 +76,9 @@ class Settings:
 
 
 def hindsight_instruction_relabeling(
-    learner: Learner,
-    replay: ReplaySet,
-    questions: Callable[[int], list[Example]],
-    settings: Settings,
-    iterations: Iterable[int],
-    seed: int,
-) -> Iterator[Iteration]:
+    learner: Learner, replay: ReplaySet, questions: Callable[[int], list[Example]], settings: Settings,
+    iterations: Iterable[int], seed: int,
+) -> Iterator[Iteration]:  # fmt: skip
     """Algorithm 1. Yields after each iteration what was sampled, and what its last epoch trained on."""
     terms = partial(loss_terms, learner.model, learner.tokenizer, settings=settings)  # Eq. 3-5
     total = partial(final_loss, settings=settings)  # Eq. 6
@@ -108,18 +102,12 @@ def sample_online(
     learner: Learner, examples: list[Example], settings: Settings, generator: torch.Generator
 ) -> list[Sample]:
     """Answer every question under the instruction CORRECT and judge the answers: `online_samples` samples per question."""
-    outputs = sample_tokens(
-        learner.model,
-        learner.tokenizer,
-        [prompt(CORRECT, example.question) for example in examples],
-        settings.online_samples,
-        settings.sampling_temperature,
-        settings.max_new_tokens,
-        generator,
-        learner.machine.sampling_batch_size,
-    )
+    prompts = [prompt(CORRECT, example.question) for example in examples]
+    count, temperature, length = settings.online_samples, settings.sampling_temperature, settings.max_new_tokens
+    model, tokenizer, batch_size = learner.model, learner.tokenizer, learner.machine.sampling_batch_size
+    outputs = sample_tokens(model, tokenizer, prompts, count, temperature, length, generator, batch_size)
     answered = zip(examples, outputs, strict=True)
-    return [make_sample(example, tokens, learner.tokenizer) for example, drawn in answered for tokens in drawn]
+    return [make_sample(example, tokens, tokenizer) for example, drawn in answered for tokens in drawn]
 
 
 def make_sample(example: Example, tokens: tuple[int, ...], tokenizer: Tokenizer) -> Sample:
@@ -138,15 +126,9 @@ def sample(model: T5, tokenizer: Tokenizer, prompts: list[str], *args: Any, **kw
 
 @torch.no_grad()
 def sample_tokens(
-    model: T5,
-    tokenizer: Tokenizer,
-    prompts: list[str],
-    num_samples: int = 1,
-    temperature: float = 1.0,
-    max_new_tokens: int = 64,
-    generator: torch.Generator | None = None,
-    batch_size: int = 64,
-) -> list[list[tuple[int, ...]]]:
+    model: T5, tokenizer: Tokenizer, prompts: list[str], num_samples: int = 1, temperature: float = 1.0,
+    max_new_tokens: int = 64, generator: torch.Generator | None = None, batch_size: int = 64,
+) -> list[list[tuple[int, ...]]]:  # fmt: skip
     """Draw `num_samples` outputs for each prompt; temperature 0 is greedy decoding. Shape of the result: (prompts, N).
 
     An output is its token ids, up to and including `</s>` if there is one. All randomness is one uniform number per
@@ -261,7 +243,7 @@ def supervised_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0
     """
     log_probs, labels = (logits, labels) if normalized else _select(logits, labels)
     nll = -log_probs.gather(-1, labels[:, None]).squeeze(-1)  # (M,)
-    return _mean((1 - label_smoothing) * nll - label_smoothing * log_probs.mean(dim=-1) if label_smoothing else nll)
+    return ((1 - label_smoothing) * nll - label_smoothing * log_probs.mean(dim=-1) if label_smoothing else nll).mean()
 
 
 def contrastive_loss(log_probs: Tensor, own: Tensor | None = None) -> Tensor:
@@ -273,7 +255,7 @@ def contrastive_loss(log_probs: Tensor, own: Tensor | None = None) -> Tensor:
     Returns a scalar, the paper's sum over i divided by the number of outputs.
     """
     own = torch.arange(len(log_probs), device=log_probs.device) if own is None else own
-    return _mean(-log_probs.log_softmax(dim=-1).gather(-1, own[:, None]).squeeze(-1))
+    return -log_probs.log_softmax(dim=-1).gather(-1, own[:, None]).mean()
 
 
 def entropy_loss(logits: Tensor, labels: Tensor, normalized: bool = False) -> Tensor:
@@ -284,7 +266,7 @@ def entropy_loss(logits: Tensor, labels: Tensor, normalized: bool = False) -> Te
     Args as for `supervised_loss`. Returns a scalar.
     """
     log_probs = logits if normalized else _select(logits, labels)[0]
-    return _mean((log_probs.exp() * log_probs).sum(dim=-1))
+    return (log_probs.exp() * log_probs).sum(dim=-1).mean()
 
 
 def final_loss(terms: dict[str, Tensor], settings: Settings) -> Tensor:
@@ -317,8 +299,3 @@ def loss_terms(model: T5, tokenizer: Tokenizer, groups: list[Group], settings: S
 def _select(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities (M, V) and labels (M,) where there is a token."""
     return logits[labels != IGNORE].float().log_softmax(dim=-1), labels[labels != IGNORE]
-
-
-def _mean(values: Tensor) -> Tensor:
-    """The mean; 0 of nothing, so that a batch without tokens has a loss and a gradient."""
-    return values.sum() / max(1, values.numel())
