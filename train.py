@@ -9,7 +9,8 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from bigbench_tasks import Example, expand, generate, load, split
 from feedback import judge
 from model_t5 import T5, Tokenizer, load_checkpoint, save_checkpoint
 from support import REPOSITORY, exits, explain, processes
+from support.errors import InputError
+from support.files import read_json
+from support.hub import local_directory
 from support.learner import Iteration, Learner
 from support.machine import MachineSettings, choose_device, fuse_kernels
 from support.replay import ReplaySet
@@ -59,7 +63,7 @@ class RunConfig:
 # Table 7 was made for FLAN-T5. A model of two million parameters needs gentler values: one epoch, a smaller learning rate
 # that falls, and no label smoothing, which with 2,048 tokens gives much of the probability to non-answers. PPO's values
 # come from a search.
-BUNDLED_MODEL = {
+SMALL_MODEL = {
     "iterations": 8,
     "questions": 100,
     "learning_rate": 2e-4,
@@ -75,12 +79,7 @@ BUNDLED_MODEL = {
     "ppo_epochs": 2,
     "ppo_kl_coef": 0.01,
 }
-GROUPS = {
-    "the run": RunConfig,
-    "the method (names and values of Table 7)": hir.Settings,
-    "PPO's own": ppo.PPOSettings,
-    "the machine": MachineSettings,
-}
+TITLES = ("the run", "the method (names and values of Table 7)", "PPO's own", "the machine")
 
 
 @dataclass(frozen=True)
@@ -94,16 +93,17 @@ class AllSettings:
 
 
 def parse_arguments(argv: list[str] | None = None) -> AllSettings:
-    """The settings of a run: the flags given, else the values of the bundled models, else those of Table 7."""
-    values = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in BUNDLED_MODEL.items())
-    epilog = f"The bundled models in checkpoints/ have defaults of their own: {values}"
+    """The settings of a run: the flags given, else, for a small model, SMALL_MODEL, else the values of Table 7."""
+    values = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in SMALL_MODEL.items())
+    epilog = f"Small models, such as those in checkpoints/, have defaults of their own: {values}"
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog=epilog)
-    for title, cls in GROUPS.items():
+    classes = [f.type for f in fields(AllSettings)]
+    for title, cls in zip(TITLES, classes, strict=True):
         add_flags(parser, title, cls)
     given = vars(parser.parse_args(argv))
-    defaults = BUNDLED_MODEL if is_bundled(given.get("checkpoint", RunConfig.checkpoint)) else {}
+    defaults = SMALL_MODEL if is_small(given.get("checkpoint", RunConfig.checkpoint)) else {}
     try:
-        settings = AllSettings(*build(tuple(GROUPS.values()), defaults | given))
+        settings = AllSettings(*build(classes, defaults | given))
     except ValueError as error:
         parser.error(str(error))
     run, method, machine = settings.run, settings.method, settings.machine
@@ -118,15 +118,12 @@ def parse_arguments(argv: list[str] | None = None) -> AllSettings:
     return settings
 
 
-def checkpoint_path(checkpoint: str) -> str:
-    """A path is resolved against the working directory, then against the repository, so that it works from anywhere."""
-    beside = REPOSITORY / checkpoint
-    return str(beside) if not Path(checkpoint).exists() and beside.is_dir() else checkpoint
-
-
-def is_bundled(checkpoint: str) -> bool:
-    """Is this one of the small models in checkpoints/?"""
-    return (REPOSITORY / "checkpoints").resolve() in Path(checkpoint_path(checkpoint)).resolve().parents
+def is_small(checkpoint: str) -> bool:
+    """Is this a model of the size of the bundled ones, or one that was trained from them?"""
+    directory = local_directory(checkpoint)
+    with suppress(InputError, TypeError):  # load_checkpoint will say what is wrong
+        return directory is not None and read_json(directory / "config.json")["d_model"] <= 256
+    return False
 
 
 # --- Questions --------------------------------------------------------------------------------------------------------
@@ -160,7 +157,7 @@ def load_model(run: RunConfig, machine: MachineSettings) -> tuple[T5, Tokenizer]
     device, dtype = choose_device(machine)
     processes.join(device)
     with processes.first_alone():
-        model, tokenizer = load_checkpoint(checkpoint_path(run.checkpoint))
+        model, tokenizer = load_checkpoint(run.checkpoint)
     if machine.shard_model:
         processes.shard_model(model, device, dtype)
     model.compute_dtype = dtype

@@ -1,6 +1,6 @@
-"""One iteration of HIR on a handful of questions, told step by step:  python train.py --explain
+"""One iteration of HIR on a handful of questions, shown step by step:  python train.py --explain
 
-The paper's Figure 2 with real numbers. Every step is done by the function that training calls; here it is only told.
+The paper's Figure 2 with real numbers. Every step is done by the function that training calls; here it is only printed.
 This is the one file of support/ that stands above hir.py.
 """
 
