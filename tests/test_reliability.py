@@ -230,7 +230,7 @@ def test_a_run_is_stopped_and_what_is_going_on_or_has_other_settings_is_left_alo
         assert not being_written(tmp_path)
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     other = refusal([*arguments, "--resume", "--alpha", "3", "--seed", "4"], capsys)
-    assert "--seed 0, not 4; --alpha 1.0, not 3.0" in other
+    assert "--seed 0, not 4; --alpha 0.5, not 3.0" in other
     assert "add --resume" in refusal(arguments, capsys)
     assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
