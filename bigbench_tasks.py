@@ -65,7 +65,7 @@ def expand(names: str, data: str | Path = "generated") -> list[str]:
     return chosen
 
 
-# --- From the BIG-bench format to a question ----------------------------------------------------------------------------
+# --- From the BIG-bench format to a question --------------------------------------------------------------------------
 
 
 def option_letter(index: int) -> str:
@@ -102,7 +102,7 @@ def _example(task: str, entry: dict, rng: random.Random | None) -> Example:
     return Example("\n".join(lines), targets, tuple(options), task, steps)
 
 
-# --- Questions from task files ------------------------------------------------------------------------------------------
+# --- Questions from task files ----------------------------------------------------------------------------------------
 
 
 def load(task: str, data: str | Path, option_order: str = "shuffled", seed: int = 0) -> list[Example]:
@@ -129,7 +129,7 @@ def split(examples: list[Example], seed: int = 1) -> tuple[list[Example], list[E
     return [examples[i] for i in order[:cut]], [examples[i] for i in order[cut:]]
 
 
-# --- Generated questions ------------------------------------------------------------------------------------------------
+# --- Generated questions ----------------------------------------------------------------------------------------------
 
 
 def generate(task: str, n: int, seed: int, part: str = "train", level: float | None = None) -> list[Example]:

@@ -2,8 +2,8 @@
 
 The paper scores an output by comparing it with the target (Sec. 4.2). Each kind of answer has a scorer here, which also
 says what counts as an answer: an option's letter or text, a number, the words of the list in some order, any text. A
-wrong answer obeys "answer wrongly"; noise does not, so the two are told apart. All scorers forgive form, as the authors'
-rule does (spaces, full stops, newlines, upper case), and none forgives content.
+wrong answer obeys "answer wrongly"; noise does not, so the two are told apart. All scorers ignore formatting, as the
+authors' rule does (spaces, full stops, newlines, upper case), never content.
 """
 
 import re
@@ -17,12 +17,12 @@ Verdict = Literal["right", "wrong", "malformed"]  # malformed: no answer to this
 
 
 def judge(output: str, example: Example) -> Verdict:
-    """Judge the final answer of an output. Never raises, whatever the text."""
+    """R(o, p, q) of Sec. 4.2: judge the final answer of an output. Never raises, whatever the text."""
     return _scorer(example)(final_answer(output), example)
 
 
 def is_correct(output: str, example: Example) -> bool:
-    """R(o, p, q) of Sec. 4.2 under the instruction CORRECT: does this output answer the question?"""
+    """R = 1 under the instruction CORRECT: does this output answer the question?"""
     return judge(output, example) == "right"
 
 
@@ -47,7 +47,7 @@ def is_part_of_right_answer(text: str, example: Example) -> bool:
 
 
 def normalize(text: str) -> str:
-    """Remove what is form: case, and spaces and full stops unless they separate two digits (`1 1` and `1.1` are not `11`)."""
+    """Strip formatting: case, and spaces and full stops unless they separate two digits (`1 1` and `1.1` are not `11`)."""
     return re.sub(r"(?<![0-9\s.])[\s.]+|[\s.]+(?![0-9\s.])", "", text.lower())
 
 
@@ -59,7 +59,7 @@ def score_choice(answer: str, example: Example) -> Verdict:
     text = normalize(answer)
     by_letter = [letter for letter, option in _lettered(example) if text in _with_letter(letter, option)]
     by_text = [letter for letter, option in _lettered(example) if text == normalize(option)]
-    # A bare letter may be the text of another option (a blood group, say); what is written in full goes first.
+    # A bare letter may be the text of another option (a blood group, say); a match of the full text takes precedence.
     chosen = (by_text or by_letter) if text else []
     return _verdict(bool(chosen), any(letter in example.targets for letter in chosen))
 
@@ -71,14 +71,14 @@ def score_number(answer: str, example: Example) -> Verdict:
 
 
 def score_words(answer: str, example: Example) -> Verdict:
-    """All words of a list, in some order, separated by spaces, commas or newlines; right in the right order alone."""
+    """All words of a list, in some order, separated by spaces, commas or newlines; right only in the right order."""
     text = normalize(answer.replace(",", " "))
     right = text != "" and any(text == normalize(target.replace(",", " ")) for target in example.targets)
     return _verdict(right or _sorted_words(answer) in map(_sorted_words, example.targets), right)
 
 
 def score_text(answer: str, example: Example) -> Verdict:
-    """Free text: any is an answer, and one that equals a target but for its form is right."""
+    """Free text: any is an answer, and one that equals a target up to formatting is right."""
     text = normalize(answer)
     return _verdict(text != "", any(text == normalize(target) for target in example.targets))
 
@@ -92,7 +92,7 @@ def parse_number(text: str) -> int | None:
     return _NUMBERS.get(text.replace("-", ""))
 
 
-# The scorers of tasks that are not judged by the form of their answers alone; put those of your own tasks here.
+# The scorers of tasks whose kind of answer cannot be inferred; register those of your own tasks here.
 SCORERS: dict[str, Callable[[str, Example], Verdict]] = {"word_sorting": score_words}
 _NUMBERS = {word.replace("-", ""): number for number, word in enumerate(NUMBER_WORDS)}
 

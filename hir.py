@@ -1,7 +1,7 @@
 r"""Hindsight Instruction Relabeling (Zhang et al., ICML 2023), in the order in which the paper explains it.
 
     the instructions, Algorithm 1             CORRECT, WRONG, prompt, hindsight_instruction_relabeling
-    1. online sampling          (Sec. 4.1)    sample_online, sample, sampling_loop, sample_token
+    1. online sampling          (Sec. 4.1)    sample_online, make_sample, sample_tokens, sampling_loop, next_token
     2. relabeling               (Sec. 4.2)    relabel, sub_output
     3. the objectives           (Sec. 4.3)    supervised_loss (Eq. 3), contrastive_loss (Eq. 4), entropy_loss (Eq. 5),
                                               final_loss (Eq. 6), loss_terms: all of them on a batch
@@ -11,9 +11,11 @@ V vocabulary; P training examples, K contexts (an instruction with a question) u
 """
 
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +32,6 @@ from support.settings import setting
 CORRECT = "Solve the question with correct answer."  # p
 WRONG = "Solve the question with wrong answer."  # not(p)
 IGNORE = -100  # in labels: no token to learn here
-SUB_OUTPUTS = ("encoder", "decoder", "answer", "none")
 
 
 def prompt(instruction: str, question: str) -> str:
@@ -40,7 +41,7 @@ def prompt(instruction: str, question: str) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One line of the replay set D_online: a question, what the model answered, and the feedback."""
+    """An entry of the replay set D_online: a question, a sampled output, and its feedback."""
 
     example: Example
     tokens: tuple[int, ...]  # as they were drawn, up to and including </s> if there is one
@@ -56,15 +57,15 @@ class Settings:
     online_samples: int = setting(4, "outputs drawn for each question in an iteration", least=1)
     sampling_temperature: float = setting(1.0, "temperature of the online samples")
     learning_rate: float = setting(5e-4, "learning rate of AdamW")
-    train_batch_size: int = setting(64, "relabeled outputs and parts of outputs in a gradient step", least=1)
+    train_batch_size: int = setting(64, "training examples (outputs and sub-outputs) per gradient step", least=1)
     train_epochs: int = setting(10, "passes over the drawn samples in an iteration", least=1)
     label_smoothing: float = setting(0.2, "label smoothing of L_supervise (Eq. 3)", most=1)
     beta: float = setting(0.001, "weight of L_entropy (Eq. 5)")
     alpha: float = setting(1.0, "weight of L_contrastive (Eq. 4)")
 
-    sub_output: str = setting("encoder", "parts of outputs that are learned too (see `relabel`)", SUB_OUTPUTS)
-    replay: str = setting("all", "draw from all samples since the start, or the last iteration's", ("all", "last"))
-    malformed: str = setting("wrong", "what an output is taken for that is no answer", ("wrong", "drop"))
+    sub_output: str = setting("encoder", "sub-outputs (see `relabel`)", ("encoder", "decoder", "answer", "none"))
+    replay: str = setting("all", "learn from every iteration's samples, or from the last one's", ("all", "last"))
+    malformed: str = setting("wrong", "outputs that are no answer: learned as wrong, or dropped", ("wrong", "drop"))
     contrastive: str = setting("instructions", "what Eq. 4 compares (see `loss_terms`)", ("instructions", "batch"))
     max_new_tokens: int = setting(64, "longest output", least=1)
     warmup_steps: int = setting(0, "gradient steps in which the learning rate rises from zero")
@@ -75,25 +76,22 @@ class Settings:
 
 
 def hindsight_instruction_relabeling(
-    learner: Learner,
-    replay: ReplaySet,
-    questions: Callable[[int], list[Example]],
-    settings: Settings,
-    iterations: Iterable[int],
-    seed: int,
-) -> Iterator[Iteration]:
+    learner: Learner, replay: ReplaySet, questions: Callable[[int], list[Example]], settings: Settings,
+    iterations: Iterable[int], seed: int,
+) -> Iterator[Iteration]:  # fmt: skip
     """Algorithm 1. Yields after each iteration what was sampled, and what its last epoch trained on."""
+    terms = partial(loss_terms, learner.model, learner.tokenizer, settings=settings)  # Eq. 3-5
+    total = partial(final_loss, settings=settings)  # Eq. 6
     for iteration in iterations:
         rng, generator = seeds(seed, iteration)
-        # Online sampling: answer under CORRECT, append to D_online.
+        # Online sampling, T rounds in one call: answer under CORRECT, append to D_online.
         samples = sample_online(learner, questions(iteration), settings, generator)
         replay.append(samples)
         # Offline relabeling and training: K rounds over what is drawn from D_online.
         for _ in range(settings.train_epochs):
             examples = relabel(replay.draw(rng), learner.tokenizer, settings, rng)
             for batch in make_batches(examples, settings.train_batch_size, rng):
-                terms = partial(loss_terms, learner.model, learner.tokenizer, settings=settings)
-                learner.gradient_step(batch, terms, partial(final_loss, settings=settings))
+                learner.gradient_step(batch, terms, total)
         yield Iteration(samples, examples)
 
 
@@ -103,80 +101,67 @@ def hindsight_instruction_relabeling(
 def sample_online(
     learner: Learner, examples: list[Example], settings: Settings, generator: torch.Generator
 ) -> list[Sample]:
-    """Answer every question under the instruction CORRECT and judge the answers; `online_samples` lines per question."""
+    """Answer every question under the instruction CORRECT and judge the answers: `online_samples` samples per question."""
     prompts = [prompt(CORRECT, example.question) for example in examples]
-    how = (settings.online_samples, settings.sampling_temperature, settings.max_new_tokens, generator)
-    outputs = sample_tokens(learner.model, learner.tokenizer, prompts, *how, learner.machine.sampling_batch_size)
+    count, temperature, length = settings.online_samples, settings.sampling_temperature, settings.max_new_tokens
+    model, tokenizer, batch_size = learner.model, learner.tokenizer, learner.machine.sampling_batch_size
+    outputs = sample_tokens(model, tokenizer, prompts, count, temperature, length, generator, batch_size)
     answered = zip(examples, outputs, strict=True)
-    return [judged(example, tokens, learner.tokenizer) for example, drawn in answered for tokens in drawn]
+    return [make_sample(example, tokens, tokenizer) for example, drawn in answered for tokens in drawn]
 
 
-def judged(example: Example, tokens: tuple[int, ...], tokenizer: Tokenizer) -> Sample:
+def make_sample(example: Example, tokens: tuple[int, ...], tokenizer: Tokenizer) -> Sample:
     """A sampled output with its feedback R(o, p, q), and the first token that belongs to its answer."""
     output = tokenizer.decode(tokens)
     position = answer_position(output)
-    start = next((i for i in range(len(tokens)) if len(tokenizer.decode(tokens[:i])) >= position), len(tokens))
+    start = bisect_left(range(len(tokens)), position, key=lambda i: len(tokenizer.decode(tokens[:i])))
     return Sample(example, tokens, output, judge(output, example), start)
 
 
-def sample(
-    model: T5,
-    tokenizer: Tokenizer,
-    prompts: list[str],
-    num_samples: int = 1,
-    temperature: float = 1.0,
-    max_new_tokens: int = 64,
-    generator: torch.Generator | None = None,
-    batch_size: int = 64,
-) -> list[list[str]]:
-    """The outputs of `sample_tokens`, which says what the arguments mean, as text."""
-    how = (num_samples, temperature, max_new_tokens, generator, batch_size)
-    return [[tokenizer.decode(o) for o in drawn] for drawn in sample_tokens(model, tokenizer, prompts, *how)]
+def sample(model: T5, tokenizer: Tokenizer, prompts: list[str], *args: Any, **kwargs: Any) -> list[list[str]]:
+    """The outputs of `sample_tokens`, which takes the same arguments, as text."""
+    outputs = sample_tokens(model, tokenizer, prompts, *args, **kwargs)
+    return [[tokenizer.decode(tokens) for tokens in drawn] for drawn in outputs]
 
 
 @torch.no_grad()
 def sample_tokens(
-    model: T5, tokenizer: Tokenizer, prompts: list[str], num_samples: int, temperature: float, max_new_tokens: int,
-    generator: torch.Generator | None = None, batch_size: int = 64,
+    model: T5, tokenizer: Tokenizer, prompts: list[str], num_samples: int = 1, temperature: float = 1.0,
+    max_new_tokens: int = 64, generator: torch.Generator | None = None, batch_size: int = 64,
 ) -> list[list[tuple[int, ...]]]:  # fmt: skip
     """Draw `num_samples` outputs for each prompt; temperature 0 is greedy decoding. Shape of the result: (prompts, N).
 
     An output is its token ids, up to and including `</s>` if there is one. All randomness is one uniform number per
-    token, drawn up front from `generator` (on the CPU), so an output depends on its prompt's place in the list alone, not
-    on what it is batched with, what has finished, or which process samples it.
+    token, drawn up front from `generator` (on the CPU), so batching, early stopping and the number of processes change an
+    output by rounding at most.
     """
-    num_drawn = num_samples if temperature > 0 else 1
-    noise = torch.rand(len(prompts), num_drawn, max_new_tokens if temperature > 0 else 1, generator=generator)
+    noise = torch.rand(len(prompts), num_samples, max_new_tokens, generator=generator)
     sources = [tokenizer.encode(text) for text in prompts]
 
     def sample_batch(indices: list[int]) -> list[list[tuple[int, ...]]]:
         input_ids, attention_mask = pad([sources[i] for i in indices], tokenizer.pad_token_id, model.device)
-        ids = sampling_loop(model, input_ids, attention_mask, max_new_tokens, temperature, noise[indices])
+        ids = sampling_loop(model, input_ids, attention_mask, temperature, noise[indices])
         return [[up_to(tokenizer.eos_token_id, row) for row in rows] for rows in ids.tolist()]
 
-    outputs = in_batches(model, sample_batch, [len(source) for source in sources], batch_size)
-    return [drawn * (num_samples // num_drawn) for drawn in outputs]
+    return in_batches(model, sample_batch, [len(source) for source in sources], batch_size)
 
 
-def sampling_loop(
-    model: T5, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, temperature: float, noise: Tensor
-) -> Tensor:
+def sampling_loop(model: T5, input_ids: Tensor, attention_mask: Tensor, temperature: float, noise: Tensor) -> Tensor:
     """Sample token by token: (B, S) sources and (B, N, T) uniform noise -> (B, N, T) ids, padded after `</s>`.
 
     A question is encoded once, and its N samples share the cross-attention keys and values made from that.
     """
-    config, device = model.config, input_ids.device
-    (num_questions, _), (_, num_samples, _) = input_ids.shape, noise.shape
-    noise = noise.to(device)
+    config, device, noise = model.config, input_ids.device, noise.to(input_ids.device)
+    num_questions, num_samples, max_new_tokens = noise.shape
     encoder_hidden_states = model.encode(input_ids, attention_mask)  # (B, S, D)
     cache = model.start_cache(encoder_hidden_states, attention_mask, num_samples, max_new_tokens)
-    output_ids = torch.full((num_questions, num_samples, max_new_tokens), config.pad_token_id, device=device)
+    output_ids = torch.full(noise.shape, config.pad_token_id, device=device)
     running = torch.arange(num_questions, device=device)  # the questions that are still being answered
     tokens = torch.full((num_questions * num_samples,), config.decoder_start_token_id, device=device)  # (R,)
     finished = torch.zeros_like(tokens, dtype=torch.bool)
     for t in range(max_new_tokens):
         logits = model.step(tokens, cache)  # (R, V)
-        tokens = sample_token(logits, temperature, noise[running, :, min(t, noise.shape[2] - 1)].flatten())
+        tokens = next_token(logits, temperature, noise[running, :, t].flatten())
         tokens = tokens.masked_fill(finished, config.pad_token_id)
         output_ids[running, :, t] = tokens.view(-1, num_samples)
         finished = finished | (tokens == config.eos_token_id)
@@ -189,7 +174,7 @@ def sampling_loop(
     return output_ids
 
 
-def sample_token(logits: Tensor, temperature: float, noise: Tensor) -> Tensor:
+def next_token(logits: Tensor, temperature: float, noise: Tensor) -> Tensor:
     """One token per row: (R, V) logits and (R,) uniform noise -> (R,), by inverting the cumulative distribution."""
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -205,19 +190,20 @@ def sample_token(logits: Tensor, temperature: float, noise: Tensor) -> Tensor:
 def relabel(
     samples: Iterable[Sample], tokenizer: Tokenizer, settings: Settings, rng: random.Random
 ) -> list[TrainingExample]:
-    """phi of Sec. 4.2: give every output, and every part of one, the instruction that it fulfils.
+    """Sec. 4.2: give every output, and every sub-output, the instruction that it fulfils.
 
-    Sub-outputs. "encoder": a random part is learned too (see `sub_output`). "decoder": output and instruction are cut in
-    two at a random time step; the tokens before it stay in the decoder. "answer": of a wrong output only its answer is
-    learned, given its reasoning, and Eq. 4 compares answers alone, each given its own reasoning. "none": whole outputs.
-    Equal outputs all stay: how often the model says something is part of what it is to learn from.
+    Sub-outputs. "encoder": a random part is learned too (see `sub_output`). "decoder": the output is also cut in two at a
+    random time step; both pieces keep its instruction, and the rest is learned after the prefix in the decoder. "answer":
+    of a wrong output only the answer is learned, given its reasoning; Eq. 4 compares answers only. "none": whole outputs.
+    Duplicates are kept: how often an output is drawn is part of the data.
     """
     examples = []
     for s in samples:
         if s.verdict == "malformed" and settings.malformed == "drop":
             continue
         right = s.verdict == "right"
-        part = partial(TrainingExample, CORRECT if right else WRONG, s.example.question)
+        instruction = CORRECT if right else WRONG  # phi: p where r = 1, else not(p)
+        part = partial(TrainingExample, instruction, s.example.question)
         if settings.sub_output != "answer":
             examples.append(part(s.tokens))
         elif s.answer_start < len(s.tokens):
@@ -233,12 +219,13 @@ def relabel(
 def sub_output(s: Sample, tokenizer: Tokenizer, rng: random.Random) -> TrainingExample:
     """A random part of an output, given the tokens before it in the encoder's input, as in the authors' code.
 
-    It begins and ends on a grid of two tokens. A part of a wrong output fulfils CORRECT if it belongs to the answer and
-    a right answer contains it. What comes before the answer is judged by where it led.
+    It begins and ends on a grid of two tokens. A part of a wrong output fulfils CORRECT if it lies within the answer, does
+    not end it, and the answer up to its end is contained in a right one.
     """
     start, end = sorted(rng.sample(range(0, len(s.tokens) + 2, 2), 2))
-    answer = tokenizer.decode(s.tokens[max(start, s.answer_start) : end])
-    right = s.verdict == "right" or is_part_of_right_answer(answer, s.example)
+    within = s.answer_start <= start and end < len(s.tokens)
+    so_far = tokenizer.decode(s.tokens[s.answer_start : end])
+    right = s.verdict == "right" or (within and is_part_of_right_answer(so_far, s.example))
     instruction = CORRECT if right else WRONG
     return TrainingExample(instruction, s.example.question, s.tokens[start:end], encoder_prefix=s.tokens[:start])
 
@@ -256,7 +243,7 @@ def supervised_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0
     """
     log_probs, labels = (logits, labels) if normalized else _select(logits, labels)
     nll = -log_probs.gather(-1, labels[:, None]).squeeze(-1)  # (M,)
-    return _mean((1 - label_smoothing) * nll - label_smoothing * log_probs.mean(dim=-1) if label_smoothing else nll)
+    return ((1 - label_smoothing) * nll - label_smoothing * log_probs.mean(dim=-1) if label_smoothing else nll).mean()
 
 
 def contrastive_loss(log_probs: Tensor, own: Tensor | None = None) -> Tensor:
@@ -268,24 +255,23 @@ def contrastive_loss(log_probs: Tensor, own: Tensor | None = None) -> Tensor:
     Returns a scalar, the paper's sum over i divided by the number of outputs.
     """
     own = torch.arange(len(log_probs), device=log_probs.device) if own is None else own
-    return _mean(-log_probs.log_softmax(dim=-1).gather(-1, own[:, None]).squeeze(-1))
+    return -log_probs.log_softmax(dim=-1).gather(-1, own[:, None]).mean()
 
 
 def entropy_loss(logits: Tensor, labels: Tensor, normalized: bool = False) -> Tensor:
-    r"""Eq. 5, L_entropy: the negative entropy, least where outputs are most diverse.
+    r"""Eq. 5, L_entropy: the negative entropy; minimizing it keeps sampling diverse.
 
         L = mean over tokens t of  sum_v P(v) log P(v)
 
     Args as for `supervised_loss`. Returns a scalar.
     """
     log_probs = logits if normalized else _select(logits, labels)[0]
-    return _mean((log_probs.exp() * log_probs).sum(dim=-1))
+    return (log_probs.exp() * log_probs).sum(dim=-1).mean()
 
 
 def final_loss(terms: dict[str, Tensor], settings: Settings) -> Tensor:
     """Eq. 6: L_final = L_supervise + alpha L_contrastive + beta L_entropy. A term whose weight is 0 is not computed."""
-    zero = terms["supervised"].new_zeros(())
-    contrastive, entropy = terms.get("contrastive", zero), terms.get("entropy", zero)
+    contrastive, entropy = terms.get("contrastive", 0.0), terms.get("entropy", 0.0)
     return terms["supervised"] + settings.alpha * contrastive + settings.beta * entropy
 
 
@@ -295,15 +281,16 @@ def loss_terms(model: T5, tokenizer: Tokenizer, groups: list[Group], settings: S
     Eq. 4 compares each output under the two `instructions` on its own question, as the authors' code does, or under all
     contexts of the `batch`, which a model can tell apart without reading the instruction. Its P_ik is the mean over an
     output's tokens, as in the authors' code, not their sum: summed over a long output, the difference between two
-    instructions saturates Eq. 4, and only short outputs would still be taught anything.
+    instructions saturates the softmax, and only short outputs still get a gradient.
     """
     compare = "none" if settings.alpha == 0 else "batch" if settings.contrastive == "batch" else (CORRECT, WRONG)
     batch, hidden = forward_tokens(model, tokenizer, prompt, groups, compare)  # (M + ..., D)
+    # The M tokens to be learned come first, then those that Eq. 4 compares in other contexts.
     log_probs = model.logits(hidden).float().log_softmax(dim=-1)  # (M + ..., V)
     learned, labels = log_probs[: batch.num_learned], batch.labels[: batch.num_learned]  # (M, V), (M,)
     terms = {"supervised": supervised_loss(learned, labels, settings.label_smoothing, normalized=True)}
     if settings.alpha:
-        terms["contrastive"] = contrastive_loss(batch.mean_log_probs(log_probs), batch.own)
+        terms["contrastive"] = contrastive_loss(batch.pair_log_probs(log_probs), batch.own)
     if settings.beta:
         terms["entropy"] = entropy_loss(learned, labels, normalized=True)
     return terms
@@ -312,8 +299,3 @@ def loss_terms(model: T5, tokenizer: Tokenizer, groups: list[Group], settings: S
 def _select(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities (M, V) and labels (M,) where there is a token."""
     return logits[labels != IGNORE].float().log_softmax(dim=-1), labels[labels != IGNORE]
-
-
-def _mean(values: Tensor) -> Tensor:
-    """The mean; 0 of nothing, so that a batch without tokens has a loss and a gradient."""
-    return values.sum() / max(1, values.numel())

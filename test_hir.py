@@ -155,9 +155,9 @@ def test_samples_follow_the_model_s_distribution():
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
     for temperature in (1.0, 2.0):
         noise = torch.rand(100_000, generator=torch.Generator().manual_seed(0))
-        counts = torch.bincount(hir.sample_token(logits.expand(100_000, 4), temperature, noise), minlength=4)
+        counts = torch.bincount(hir.next_token(logits.expand(100_000, 4), temperature, noise), minlength=4)
         assert torch.allclose(counts / 100_000, (logits / temperature).softmax(-1), atol=0.01)
-    assert hir.sample_token(torch.zeros(2, 4), 1.0, torch.tensor([0.0, 1.0])).tolist() == [0, 3]
+    assert hir.next_token(torch.zeros(2, 4), 1.0, torch.tensor([0.0, 1.0])).tolist() == [0, 3]
 
 
 # --- Relabeling (Sec. 4.2) --------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def some_samples(tokenizer):
         "",
     ]
     texts = [(e, output.format(e.targets[0])) for e in QUESTIONS for output in outputs]
-    return [hir.judged(e, tuple(tokenizer.encode(text)), tokenizer) for e, text in texts]
+    return [hir.make_sample(e, tuple(tokenizer.encode(text)), tokenizer) for e, text in texts]
 
 
 def relabeled(tokenizer, **settings):
@@ -205,20 +205,22 @@ def test_answers_alone_are_compared_and_of_wrong_outputs_learned(tiny):
 
 
 def test_sub_outputs_in_the_encoder_equal_a_loop(tiny):
-    tokenizer, rng = tiny[1], random.Random(0)
-    parts, promoted = relabeled(tokenizer, sub_output="encoder")[1::2], 0
-    for sample, part in zip(some_samples(tokenizer), parts, strict=True):
-        start, end = sorted(rng.sample(range(0, len(sample.tokens) + 2, 2), 2))
-        assert (part.encoder_prefix, part.output) == (sample.tokens[:start], sample.tokens[start:end])
-        answer = tokenizer.decode(sample.tokens[max(start, sample.answer_start) : end])
-        right = sample.verdict == "right" or is_part_of_right_answer(answer, sample.example)
-        promoted += right and sample.verdict != "right"
-        assert part.instruction == (CORRECT if right else WRONG) and part.output
-        *source, _ = tokenizer.encode(hir.prompt(CORRECT, part.question))
-        assert encode_source(tokenizer, hir.prompt, CORRECT, part.question, part.encoder_prefix) == [
-            *source, *part.encoder_prefix, tokenizer.eos_token_id
-        ]  # fmt: skip
-    assert promoted  # some words of a wrong list stand in the right one
+    tokenizer, promoted = tiny[1], []
+    for seed in range(20):
+        rng, settings = random.Random(seed), hir.Settings(sub_output="encoder")
+        samples = some_samples(tokenizer)
+        parts = hir.relabel(samples, tokenizer, settings, random.Random(seed))[1::2]
+        for sample, part in zip(samples, parts, strict=True):
+            start, end = sorted(rng.sample(range(0, len(sample.tokens) + 2, 2), 2))
+            assert (part.encoder_prefix, part.output) == (sample.tokens[:start], sample.tokens[start:end]) != ((), ())
+            if part.instruction == CORRECT and sample.verdict != "right":
+                promoted.append(tokenizer.decode(sample.tokens[sample.answer_start : end]))
+                assert is_part_of_right_answer(promoted[-1], sample.example)
+                assert sample.answer_start <= start and end < len(sample.tokens)
+            *source, _ = tokenizer.encode(hir.prompt(CORRECT, part.question))
+            source += [*part.encoder_prefix, tokenizer.eos_token_id]
+            assert encode_source(tokenizer, hir.prompt, CORRECT, part.question, part.encoder_prefix) == source
+    assert len(promoted) > 5  # the first words of a wrong list may be those of the right one
 
 
 # --- All terms on a batch ---------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from bigbench_tasks import Example, expand, generate, load, split
 from feedback import judge
 from model_t5 import T5, Tokenizer, load_checkpoint, save_checkpoint
 from support import REPOSITORY, exits, explain, processes
+from support.errors import InputError
+from support.files import read_json
+from support.hub import local_directory
 from support.learner import Iteration, Learner
 from support.machine import MachineSettings, choose_device, fuse_kernels
 from support.replay import ReplaySet
@@ -35,7 +39,7 @@ from support.tables import before_and_after, progress_header, progress_line, say
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What is trained on what; how it is trained is in hir.Settings."""
+    """Model, data and output of a run; the hyperparameters are in hir.Settings."""
 
     task: str = setting(
         "logical_deduction", "a task, a family such as logical_deduction, a comma-separated list, or all"
@@ -47,7 +51,7 @@ class RunConfig:
     iterations: int = setting(30, "rounds of sampling and training (N of Algorithm 1)")
     questions: int = setting(0, "training questions per task and iteration; 0: the whole training split")
     test_size: int = setting(0, "test questions per task; 0: the whole test split, or 200 generated ones")
-    answers: str = setting("letters", "what --method sft learns of a question", ("letters", "text", "steps"))
+    answers: str = setting("letters", "form of the targets of --method sft", ("letters", "text", "steps"))
     out: str = setting(
         "", "directory of the run; by default named after task, method, checkpoint and seed, under runs/"
     )
@@ -57,8 +61,9 @@ class RunConfig:
 
 
 # Table 7 was made for FLAN-T5. A model of two million parameters needs gentler values: one epoch, a smaller learning rate
-# that falls, and no smoothing, which over a vocabulary of 2,048 feeds tokens that are no answer. PPO's are from a search.
-BUNDLED_MODEL = {
+# that falls, and no label smoothing, which with 2,048 tokens gives much of the probability to non-answers. PPO's values
+# come from a search.
+SMALL_MODEL = {
     "iterations": 8,
     "questions": 100,
     "learning_rate": 2e-4,
@@ -74,17 +79,12 @@ BUNDLED_MODEL = {
     "ppo_epochs": 2,
     "ppo_kl_coef": 0.01,
 }
-GROUPS = {
-    "the run": RunConfig,
-    "the method (names and values of Table 7)": hir.Settings,
-    "PPO's own": ppo.PPOSettings,
-    "the machine": MachineSettings,
-}
+TITLES = ("the run", "the method (names and values of Table 7)", "PPO's own", "the machine")
 
 
 @dataclass(frozen=True)
 class AllSettings:
-    """What the command line says."""
+    """All settings, parsed from the command line."""
 
     run: RunConfig
     method: hir.Settings
@@ -93,43 +93,43 @@ class AllSettings:
 
 
 def parse_arguments(argv: list[str] | None = None) -> AllSettings:
-    """The settings of a run: the flags given, else the values of the bundled models, else those of Table 7."""
-    values = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in BUNDLED_MODEL.items())
-    epilog = f"The bundled models in checkpoints/ have defaults of their own: {values}"
+    """The settings of a run: the flags given, else, for a small model, SMALL_MODEL, else the values of Table 7."""
+    values = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in SMALL_MODEL.items())
+    epilog = f"Small models, such as those in checkpoints/, have defaults of their own: {values}"
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog=epilog)
-    for title, cls in GROUPS.items():
+    classes = [f.type for f in fields(AllSettings)]
+    for title, cls in zip(TITLES, classes, strict=True):
         add_flags(parser, title, cls)
     given = vars(parser.parse_args(argv))
-    defaults = BUNDLED_MODEL if is_bundled(given.get("checkpoint", RunConfig.checkpoint)) else {}
+    defaults = SMALL_MODEL if is_small(given.get("checkpoint", RunConfig.checkpoint)) else {}
     try:
-        settings = AllSettings(*build(tuple(GROUPS.values()), defaults | given))
+        settings = AllSettings(*build(classes, defaults | given))
     except ValueError as error:
         parser.error(str(error))
     run, method, machine = settings.run, settings.method, settings.machine
     if method.contrastive == "batch" and (machine.micro_batch_size or processes.launched()):
-        parser.error("--contrastive batch compares all of a batch; it excludes --micro-batch-size and torchrun")
+        parser.error(
+            "--contrastive batch compares the whole batch, so it cannot be combined with --micro-batch-size or torchrun"
+        )
     if run.method == "ppo" and method.sampling_temperature == 0:
         parser.error("--sampling-temperature is 0; PPO needs outputs that are drawn at random")
     if machine.shard_model and (machine.compile or run.method == "ppo" or not processes.launched()):
-        parser.error("--shard-model needs torchrun, and excludes --compile and --method ppo")
+        parser.error("--shard-model needs torchrun, and cannot be combined with --compile or --method ppo")
     return settings
 
 
-def checkpoint_path(checkpoint: str) -> str:
-    """A relative path is looked up from here first and from this repository second, so that any working directory will do."""
-    beside = REPOSITORY / checkpoint
-    return str(beside) if not Path(checkpoint).exists() and beside.is_dir() else checkpoint
-
-
-def is_bundled(checkpoint: str) -> bool:
-    """Is this one of the small models in checkpoints/?"""
-    return (REPOSITORY / "checkpoints").resolve() in Path(checkpoint_path(checkpoint)).resolve().parents
+def is_small(checkpoint: str) -> bool:
+    """Is this a model of the size of the bundled ones, or one that was trained from them?"""
+    directory = local_directory(checkpoint)
+    with suppress(InputError, TypeError):  # load_checkpoint will say what is wrong
+        return directory is not None and read_json(directory / "config.json")["d_model"] <= 256
+    return False
 
 
 # --- Questions --------------------------------------------------------------------------------------------------------
 
 
-def test_questions(run: RunConfig, tasks: list[str]) -> dict[str, list[Example]]:
+def held_out_questions(run: RunConfig, tasks: list[str]) -> dict[str, list[Example]]:
     """The held-out questions of each task: the same ones for every seed and method."""
     if run.data == "generated":
         return {task: generate(task, run.test_size or 200, seed=0, part="test") for task in tasks}
@@ -138,7 +138,7 @@ def test_questions(run: RunConfig, tasks: list[str]) -> dict[str, list[Example]]
 
 
 def training_questions(run: RunConfig, tasks: list[str], iteration: int) -> list[Example]:
-    """The questions of an iteration: generated ones are written anew, official ones are drawn from the training split."""
+    """The questions of an iteration: generated ones are made afresh, official ones are drawn from the training split."""
     seed, examples = derived_seed(run.seed, iteration, "questions"), []
     for task in tasks:
         if run.data == "generated":
@@ -157,7 +157,7 @@ def load_model(run: RunConfig, machine: MachineSettings) -> tuple[T5, Tokenizer]
     device, dtype = choose_device(machine)
     processes.join(device)
     with processes.first_alone():
-        model, tokenizer = load_checkpoint(checkpoint_path(run.checkpoint))
+        model, tokenizer = load_checkpoint(run.checkpoint)
     if machine.shard_model:
         processes.shard_model(model, device, dtype)
     model.compute_dtype = dtype
@@ -167,27 +167,29 @@ def load_model(run: RunConfig, machine: MachineSettings) -> tuple[T5, Tokenizer]
     return model.to(device), tokenizer
 
 
-Method = Callable[[Callable[[int], list[Example]], hir.Settings, Iterable[int], int], Iterator[Iteration]]
+Method = Callable[[Learner, Any, Callable[[int], list[Example]], hir.Settings, Iterable[int], int], Iterator[Iteration]]
 
 
-def build_method(s: AllSettings, model: T5, tokenizer: Tokenizer) -> tuple[Learner, Method, dict[str, Any]]:
-    """The learner, the method that trains it, and all that has a state to be saved, by name."""
+def rebuild_sample(fields: dict) -> hir.Sample:
+    """A sample from its fields in state.pt."""
+    return hir.Sample(**fields | {"example": Example(**fields["example"])})
+
+
+def build_method(s: AllSettings, model: T5, tokenizer: Tokenizer) -> tuple[Learner, Method | None, Any]:
+    """The learner, the method that trains it, and what the method keeps beside the model: replay set or critic."""
+    settings, groups, state = s.method, [], None
+    if s.run.method in ("hir", "farl"):
+        state = ReplaySet(settings.replay, s.machine.replay_size, rebuild_sample)
     if s.run.method == "ppo":
-        critic = ppo.PPO(model, s.ppo).to(model.device)
-        learner = Learner(
-            model, tokenizer, s.machine, replace(s.method, learning_rate=s.ppo.ppo_learning_rate), critic.groups()
-        )
-        method, own_state = partial(ppo.proximal_policy_optimization, learner, critic), {"ppo": critic}
-    else:
-        learner = Learner(model, tokenizer, s.machine, s.method)
-        replay = ReplaySet(s.method.replay, s.machine.replay_size, lambda f: hir.Sample(Example(*f[0]), *f[1:]))
-        methods = {
-            "hir": partial(hir.hindsight_instruction_relabeling, learner, replay),
-            "farl": partial(imitation.final_answer_rl, learner, replay),
-            "sft": partial(imitation.fine_tuning, learner, answers=s.run.answers),
-        }
-        method, own_state = methods.get(s.run.method), {"replay": replay} if s.run.method in ("hir", "farl") else {}
-    return learner, method, {"model": model, "optimizer": learner.optimizer, "scheduler": learner.scheduler} | own_state
+        state = ppo.PPO(model, s.ppo).to(model.device)
+        settings, groups = replace(settings, learning_rate=s.ppo.ppo_learning_rate), state.groups()
+    methods: dict[str, Method] = {
+        "hir": hir.hindsight_instruction_relabeling,
+        "farl": imitation.final_answer_rl,
+        "sft": partial(imitation.fine_tuning, answers=s.run.answers),
+        "ppo": ppo.proximal_policy_optimization,
+    }
+    return Learner(model, tokenizer, s.machine, settings, groups), methods.get(s.run.method), state
 
 
 # --- The loop ---------------------------------------------------------------------------------------------------------
@@ -201,49 +203,54 @@ def train(s: AllSettings) -> dict:
     config = {"run": as_values(run, s.machine), "settings": as_values(s.method, *([s.ppo] * (run.method == "ppo")))}
     # Bad input is reported before long work begins or anything is written.
     check_run(out, config, run.resume)
-    tests, questions = test_questions(run, tasks), partial(training_questions, run, tasks)
+    tests, questions = held_out_questions(run, tasks), partial(training_questions, run, tasks)
     questions(1)
     model, tokenizer = load_model(run, s.machine)
-    _lock = open_run(out, config, run.resume)  # held until this function is left
-    learner, method, parts = build_method(s, model, tokenizer)
-    lines = restore(out, parts)  # of metrics.jsonl
-    size = sum(p.numel() for p in model.parameters())
-    say(f"{run.method} on {', '.join(tasks)}")
-    say(f"{run.checkpoint}, {size:,} parameters, on {model.device} in {str(model.compute_dtype)[6:]}")
-    say(f"ready after {time.perf_counter() - begin:.1f} s; writes to {out}")
-    say(f"\n{progress_header()}")
+    _lock = open_run(out, config, run.resume)  # held until train() returns
+    learner, method, method_state = build_method(s, model, tokenizer)
+    states = learner.states() | ({"method": method_state} if method_state else {})
+    lines = restore(out, states)  # of metrics.jsonl
+    say(f"{run.method} on {', '.join(tasks)}\n{describe(run.checkpoint, model)}")
+    say(f"ready after {time.perf_counter() - begin:.1f} s; writes to {out}\n\n{progress_header()}")
 
-    last = 0 if run.method == "none" else run.iterations
-    steps = method(questions, s.method, range(max(1, len(lines)), last + 1), run.seed) if method else None
+    last = run.iterations if method else 0
+    if method:
+        remaining = range(max(1, len(lines)), last + 1)
+        iterations = method(learner, method_state, questions, s.method, remaining, run.seed)
     for iteration in range(len(lines), last + 1):
         torch.manual_seed(derived_seed(run.seed, iteration, processes.rank(), "dropout"))
         line, examples = {"iteration": iteration, "sampled": 0, "right_share": None, "losses": {}, "seconds": {}}, []
-        if iteration > 0:
-            done, examples = train_iteration(learner, steps)
-            line |= done | {"sampled": lines[-1]["sampled"] + done["sampled"]}
+        if iteration > 0:  # iteration 0 is the model before training
+            measured, examples = train_iteration(learner, iterations)
+            line |= measured | {"sampled": lines[-1]["sampled"] + measured["sampled"]}
         begin = time.perf_counter()
         shares, answers = evaluate(model, tokenizer, tests, s.method.max_new_tokens, s.machine.sampling_batch_size)
         line["seconds"]["evaluation"] = round(time.perf_counter() - begin, 3)
         lines.append(line | {"tasks": shares})
         say(progress_line(lines[-1]))
         save_model = partial(save_checkpoint, out / "model", model, tokenizer)
-        samples = readable(examples, iteration, tokenizer.decode)
-        save_iteration(out, parts, save_model, lines, samples, answers)
+        save_iteration(out, states, save_model, lines, readable(examples, iteration, tokenizer.decode), answers)
     say(f"\n{before_and_after(lines[0], lines[-1])}")
     return lines[-1]
 
 
-def train_iteration(learner: Learner, steps: Iterator[Iteration]) -> tuple[dict, list]:
-    """One iteration of a method: what metrics.jsonl says about it, and what was trained on."""
+def train_iteration(learner: Learner, iterations: Iterator[Iteration]) -> tuple[dict, list]:
+    """The next iteration of a method: what metrics.jsonl says about it, and what was trained on."""
     begin = time.perf_counter()
-    result = next(steps)
+    result = next(iterations)
     losses, training = learner.finish_iteration()
     seconds = {"sampling": round(time.perf_counter() - begin - training, 3), "training": round(training, 3)}
-    about: dict = {"sampled": len(result.samples), "losses": losses, "seconds": seconds}
+    line: dict = {"sampled": len(result.samples), "losses": losses, "seconds": seconds}
     for name, verdict in (("right_share", "right"), ("malformed_share", "malformed")):
         if result.samples:
-            about[name] = sum(s.verdict == verdict for s in result.samples) / len(result.samples)
-    return about | result.measured, result.examples
+            line[name] = sum(s.verdict == verdict for s in result.samples) / len(result.samples)
+    return line | result.measured, result.examples
+
+
+def describe(checkpoint: str, model: T5) -> str:
+    """One line about a model and where it computes."""
+    size = sum(p.numel() for p in model.parameters())
+    return f"{checkpoint}, {size:,} parameters, on {model.device} in {str(model.compute_dtype).removeprefix('torch.')}"
 
 
 # --- Evaluation -------------------------------------------------------------------------------------------------------
@@ -254,7 +261,7 @@ def evaluate(
 ) -> tuple[dict[str, dict[str, float]], list[dict]]:
     """Greedy answers to the test questions under both instructions: shares by task, and every answer with its verdict.
 
-    Under CORRECT: `correct`, `malformed_correct`. Under WRONG: `wrong` (right all the same), `obeyed` (an answer, and
+    Under CORRECT: `correct`, `malformed_correct`. Under WRONG: `wrong` (still right), `obeyed` (an answer, and
     wrong) and `malformed` (no answer), which add up to 1.
     """
     examples = [example for task in tests.values() for example in task]
@@ -283,7 +290,7 @@ def evaluate(
 
 
 def default_name(run: RunConfig) -> str:
-    """The directory of a run that was given none: alike for alike commands, so that --resume finds it."""
+    """The directory of a run that was given none: the same for the same command, so that --resume finds it."""
     return f"{run.task.replace(',', '+')}-{run.method}-{Path(run.checkpoint).name}-{Path(run.data).name}-seed{run.seed}"
 
 

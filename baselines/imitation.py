@@ -1,4 +1,4 @@
-"""What the paper compares HIR with, where it imitates: supervised fine-tuning and Final-Answer RL (Sec. 5).
+"""The imitation baselines: supervised fine-tuning and Final-Answer RL (Sec. 5).
 
 Both train on L_supervise (Eq. 3) alone, with HIR's sampler, replay set, batches and gradient step.
 """
@@ -20,7 +20,13 @@ Questions = Callable[[int], list[Example]]  # of an iteration
 
 
 def fine_tuning(
-    learner: Learner, questions: Questions, settings: Settings, iterations: Iterable[int], seed: int, answers: str
+    learner: Learner,
+    _: None,
+    questions: Questions,
+    settings: Settings,
+    iterations: Iterable[int],
+    seed: int,
+    answers: str,
 ) -> Iterator[Iteration]:
     """Supervised fine-tuning: imitate the official answers, in the form that `demonstrations` describes."""
     for iteration in iterations:
@@ -34,7 +40,7 @@ def fine_tuning(
 def final_answer_rl(
     learner: Learner, replay: ReplaySet, questions: Questions, settings: Settings, iterations: Iterable[int], seed: int
 ) -> Iterator[Iteration]:
-    """FARL: sample as HIR does, and imitate the outputs whose final answer is right; wrong ones teach nothing."""
+    """FARL: sample as HIR does, and imitate the outputs whose final answer is right; wrong ones are discarded."""
     for iteration in iterations:
         rng, generator = seeds(seed, iteration)
         samples = sample_online(learner, questions(iteration), settings, generator)

@@ -2,7 +2,7 @@
 
     1. what PPO keeps      PPOSettings, PPO (value head, frozen reference, KL coefficient)
     2. the rollout         roll_out, token_rewards, estimate_advantages, whiten
-    3. the objective       ppo_objective, policy_loss, value_loss
+    3. the objective       clipped_policy_loss, clipped_value_loss, loss_terms, final_loss
 
 It shares the sampler, the feedback, the batches and the gradient step with HIR. An action is a token, its state the
 question with the tokens before it, and the reward is the feedback on the whole output (Sec. 3.1).
@@ -39,7 +39,7 @@ class PPOSettings:
     """PPO's own hyperparameters; those that it shares with HIR are in hir.Settings."""
 
     ppo_learning_rate: float = setting(1e-4, "learning rate of AdamW")
-    ppo_value_learning_rate: float = setting(1e-3, "the same for the value head")
+    ppo_value_learning_rate: float = setting(1e-3, "learning rate of the value head")
     ppo_epochs: int = setting(4, "passes over the outputs of an iteration")
     ppo_clip: float = setting(0.2, "how far the ratio of probabilities may leave 1 before its gradient is cut")
     ppo_value_clip: float = setting(0.2, "how far a value may move in an iteration before its gradient is cut")
@@ -69,7 +69,7 @@ class PPO(nn.Module):
         self.register_buffer("kl_coef", torch.tensor(settings.ppo_kl_coef))
 
     def values(self, hidden: Tensor) -> Tensor:
-        """Hidden states (M, D) -> what PPO expects to be paid from there on (M,), in float32 even within autocast."""
+        """Hidden states (M, D) -> the expected return (M,), in float32 even within autocast."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.value_head(hidden.float()).squeeze(-1)
 
@@ -199,7 +199,7 @@ def token_rewards(right: list[bool], lengths: list[int], log_ratio: Tensor, kl_c
 def estimate_advantages(rewards: Tensor, values: Tensor, discount: float, lambda_: float) -> Tensor:
     """Generalised advantage estimation (Schulman et al., 2016, Eq. 16): (R, T), (R, T) -> (R, T), all 0 at padding.
 
-    Nothing is to be had after the last token: its next value is 0.
+    The value after the last token is 0.
     """
     advantages = torch.zeros_like(rewards)
     advantage = next_value = torch.zeros_like(rewards[:, 0])
@@ -225,29 +225,29 @@ def explained_variance(values: Tensor, returns: Tensor) -> float:
 # --- 3. The objective -------------------------------------------------------------------------------------------------
 
 
-def policy_loss(ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
-    """The clipped surrogate (Schulman et al., 2017, Eq. 7), to be descended; each (M,).
+def clipped_policy_loss(ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """The clipped surrogate (Schulman et al., 2017, Eq. 7), to be minimized; each (M,).
 
-    The larger of two losses: an action is not made likelier, or less likely, than its advantage can vouch for.
+    The larger of two losses: moving the ratio beyond 1 +- clip gains nothing.
     """
     return torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
     """Half the squared error, clipped like the policy: a value moves little within an iteration; each (M,)."""
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * torch.max((values - returns) ** 2, (clipped - returns) ** 2)
 
 
 def final_loss(terms: dict[str, Tensor], settings: PPOSettings) -> Tensor:
-    """The clipped policy loss, the clipped value loss and the entropy; other terms are only watched."""
+    """The clipped policy loss, the clipped value loss and the entropy; other terms are only logged."""
     return terms["policy"] + settings.ppo_value_coef * terms["value"] + settings.ppo_entropy_coef * terms["entropy"]
 
 
 def loss_terms(
     policy: T5, ppo: PPO, tokenizer: Tokenizer, groups: list[list[Rollout]], settings: Settings
 ) -> dict[str, Tensor]:
-    """The terms of PPO's loss on some rollouts, and what is watched besides; each a mean over tokens."""
+    """The terms of PPO's loss on some rollouts, and what is logged besides; each a mean over tokens."""
     labels, hidden, logits, log_probs = policy_outputs(policy, tokenizer, groups, settings.sampling_temperature)
     rollouts = [rollout for group in groups for rollout in group]
     old_log_probs, old_values, advantages, returns = (
@@ -257,8 +257,8 @@ def loss_terms(
     own, log_ratio = ppo.settings, log_probs - old_log_probs
     ratio = log_ratio.exp()
     return {
-        "policy": policy_loss(ratio, advantages, own.ppo_clip).mean(),
-        "value": value_loss(ppo.values(hidden), old_values, returns, own.ppo_value_clip).mean(),
+        "policy": clipped_policy_loss(ratio, advantages, own.ppo_clip).mean(),
+        "value": clipped_value_loss(ppo.values(hidden), old_values, returns, own.ppo_value_clip).mean(),
         "entropy": entropy_loss(logits, labels),
         "ratio": ratio.mean(),
         "clip_share": ((ratio - 1).abs() > own.ppo_clip).float().mean(),

@@ -1,13 +1,14 @@
-"""The systems that bench.py compares: each is a function that prepares and returns the function that is timed.
+"""The systems that bench compares: each is a function that prepares and returns the function that is timed.
 
-All have the same weights, the same tokenizer and the same real questions, and go from text to text or from text to a
-changed model. t5-mini has its own weights, FLAN-T5's shapes random ones, written under runs/ at first use.
+All have the same weights, the same token ids and the same questions, and go from text to text or from text to a changed
+model. t5-mini has its own weights; FLAN-T5's shapes have random ones, and t5-mini's vocabulary.
 """
 
 import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,21 +16,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import hir
-from baselines.imitation import finetuning_pairs, supervised_settings
-from bigbench_tasks import Example, load
+from baselines.imitation import demonstrations
+from bigbench_tasks import Example, generate, load
 from model_t5 import T5, T5Config, Tokenizer, load_checkpoint, save_checkpoint
-from support import files
-from support.batches import Pair, group_by, pad_rows
-from tests.conftest import SHARED
-from train import fuse_kernels, keep_freed_memory
+from support import REPOSITORY
+from support.batches import Group, TrainingExample, group_by, pad
+from support.learner import Learner
+from support.machine import MachineSettings, fuse_kernels, keep_freed_memory
 
-HERE = Path(__file__).resolve().parents[1]
 FLAN = {"d_kv": 64, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 SHAPES = {
     "small": T5Config(d_model=512, d_ff=1024, num_layers=8, num_heads=6, **FLAN),
     "base": T5Config(d_model=768, d_ff=2048, num_layers=12, num_heads=12, **FLAN),
     "large": T5Config(d_model=1024, d_ff=2816, num_layers=24, num_heads=16, **FLAN),
 }
+RUNS = REPOSITORY / "runs"
+MINI = REPOSITORY / "checkpoints" / "t5-mini"
+TASK = "logical_deduction_three_objects"
+LEARNING_RATE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Job:
     source_length: int = 0  # of every question, cut or repeated; 0: as it is
     micro_batch_size: int = 0  # with one, blocks are recomputed in the backward pass
     compile: bool = False
+    data: str = "generated"  # or a directory laid out like benchmark_tasks
+    checkpoint: str = ""  # instead of that of the shape
 
     @property
     def outputs(self) -> int:
@@ -57,21 +63,14 @@ class Job:
 # --- What systems share -----------------------------------------------------------------------------------------------
 
 
-def folder(job: Job) -> Path:
-    """The checkpoint of a shape; one with random weights is written at first use."""
-    if job.shape == "mini":
-        return HERE / "checkpoints" / "t5-mini"
-    path = HERE / "runs" / f"bench-{job.shape}"
-    if not (path / "config.json").exists():
-        torch.manual_seed(0)
-        save_checkpoint(path, T5(SHAPES[job.shape]), Tokenizer(SHARED / "t5" / "spiece.model"))
-    return path
-
-
 def open_ours(job: Job) -> tuple[T5, Tokenizer]:
     """Our model as a run has it."""
     keep_freed_memory()
-    model, tokenizer = load_checkpoint(folder(job))
+    if job.shape == "mini" or job.checkpoint:
+        model, tokenizer = load_checkpoint(job.checkpoint or MINI)
+    else:
+        torch.manual_seed(0)
+        model, tokenizer = T5(SHAPES[job.shape]).eval(), Tokenizer(MINI / "spiece.model")
     model.compute_dtype = getattr(torch, job.dtype)
     model.gradient_checkpointing = job.micro_batch_size > 0
     if job.compile:
@@ -79,18 +78,28 @@ def open_ours(job: Job) -> tuple[T5, Tokenizer]:
     return model, tokenizer
 
 
+def folder(job: Job) -> Path:
+    """The checkpoint of a shape, for the peers; one with random weights is written at first use."""
+    path = RUNS / f"bench-{job.shape}-random"
+    if job.shape == "mini":
+        return MINI
+    if not (path / "config.json").exists():
+        save_checkpoint(path, *open_ours(job))
+    return path
+
+
 def open_transformers(job: Job, dtype: torch.dtype) -> tuple[torch.nn.Module, Tokenizer]:
     """The peer's model with weights of this type, and our tokenizer."""
     from transformers import T5ForConditionalGeneration
 
-    return T5ForConditionalGeneration.from_pretrained(folder(job), dtype=dtype).eval(), Tokenizer(
-        folder(job) / "spiece.model"
-    )
+    return T5ForConditionalGeneration.from_pretrained(folder(job), dtype=dtype).eval(), Tokenizer(MINI / "spiece.model")
 
 
 def examples(job: Job, tokenizer: Tokenizer) -> list[Example]:
-    """Real questions, of one length if the job asks for one."""
-    found = load("logical_deduction_three_objects", SHARED / "bigbench")[: job.questions]
+    """Questions, of one length if the job asks for one."""
+    found = (generate(TASK, job.questions, seed=0) if job.data == "generated" else load(TASK, job.data))[
+        : job.questions
+    ]
     if not job.source_length:
         return found
     length = job.source_length - len(tokenizer.encode(hir.prompt(hir.CORRECT, "")))
@@ -103,30 +112,40 @@ def prompts(job: Job, tokenizer: Tokenizer) -> list[str]:
     return [hir.prompt(hir.CORRECT, example.question) for example in examples(job, tokenizer)]
 
 
-def relabeled(job: Job, tokenizer: Tokenizer) -> list[Pair]:
-    """What HIR trains on if each question was answered with each letter, and once in words: four pairs per question."""
+def relabeled(job: Job, tokenizer: Tokenizer) -> list[TrainingExample]:
+    """What HIR trains on if each question was answered with each letter, and once in words: four outputs a question."""
     samples = [
-        hir.Sample(example, output, output[:3] in example.targets)
+        hir.make_sample(example, tuple(tokenizer.encode(output)), tokenizer)
         for example in examples(job, tokenizer)
         for output in ("(A)", "(B)", "(C)", f"(A) {example.options[0]}")
     ]
-    return hir.relabel(samples, tokenizer, False, random.Random(0))
+    return hir.relabel(samples, tokenizer, hir.Settings(sub_output="none"), random.Random(0))
 
 
 def sources(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Tensor]:
     """Texts as transformers takes them."""
-    input_ids, attention_mask = pad_rows([tokenizer.encode(t) for t in texts], tokenizer.pad_token_id, "cpu")
+    input_ids, attention_mask = pad([tokenizer.encode(text) for text in texts], tokenizer.pad_token_id, "cpu")
     return {"input_ids": input_ids, "attention_mask": attention_mask.long()}
 
 
-def adamw(model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of all systems."""
-    return torch.optim.AdamW(model.train().parameters(), lr=1e-6, weight_decay=0.0, fused=True)
+def our_step(job: Job, make_groups: Callable[[Job, Tokenizer], list[Group]], settings: hir.Settings) -> Callable:
+    """Our gradient step, on groups of training examples."""
+    model, tokenizer = open_ours(job)
+    groups = make_groups(job, tokenizer)
+    learner = Learner(model, tokenizer, MachineSettings(micro_batch_size=job.micro_batch_size), settings)
+    terms = partial(hir.loss_terms, model, tokenizer, settings=settings)
+    total = partial(hir.final_loss, settings=settings)
+
+    def run() -> float:
+        learner.gradient_step(groups, terms, total)
+        return learner.steps.pop()["supervised"]
+
+    return run
 
 
 def peer_step(model: torch.nn.Module, accumulate: Callable[[], float]) -> Callable[[], float]:
     """A peer's gradient step, around what computes loss and gradient."""
-    optimizer = adamw(model)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
     def run() -> float:
         optimizer.zero_grad(set_to_none=True)
@@ -136,12 +155,6 @@ def peer_step(model: torch.nn.Module, accumulate: Callable[[], float]) -> Callab
         return loss
 
     return run
-
-
-def our_step(model: T5, tokenizer: Tokenizer, groups: list[list[Pair]], settings: hir.Settings) -> Callable[[], float]:
-    """Our gradient step."""
-    optimizer, objective = adamw(model), hir.hir_objective(model, tokenizer, settings)
-    return lambda: hir.gradient_step(model, objective, groups, optimizer, settings)["supervised"]
 
 
 # --- The systems: each makes a function, a call of which is timed -----------------------------------------------------
@@ -173,16 +186,16 @@ def sampling_ctranslate2(job: Job) -> Callable:
     """CTranslate2: its float32, or its int8 where the others compute in bfloat16."""
     import ctranslate2
 
-    converted = HERE / "runs" / f"bench-{job.shape}-ctranslate2"
+    converted = RUNS / f"bench-{job.shape}-ctranslate2"
     if not converted.exists():
         scratch = converted.with_suffix(f".{os.getpid()}.part")
         ctranslate2.converters.TransformersConverter(str(folder(job))).convert(str(scratch))
         scratch.rename(converted)
-    threads = {"inter_threads": 1, "intra_threads": torch.get_num_threads()}
     kind = "float32" if job.dtype == "float32" else "int8"
+    threads = {"inter_threads": 1, "intra_threads": torch.get_num_threads()}
     engine, tokenizer = (
         ctranslate2.Translator(str(converted), compute_type=kind, **threads),
-        Tokenizer(folder(job) / "spiece.model"),
+        Tokenizer(MINI / "spiece.model"),
     )
     texts, pieces = prompts(job, tokenizer), tokenizer.pieces
     how = {"num_hypotheses": job.samples, "sampling_topk": 0 if job.temperature else 1}
@@ -195,23 +208,27 @@ def sampling_ctranslate2(job: Job) -> Callable:
     return run
 
 
+def right_answers(job: Job, tokenizer: Tokenizer) -> list[Group]:
+    """The questions with the letters of their right answers."""
+    return [[example] for example in demonstrations(examples(job, tokenizer), tokenizer)]
+
+
 def supervised_ours(job: Job) -> Callable:
     """A gradient step on the right answers."""
-    model, tokenizer = open_ours(job)
-    groups = [[pair] for pair in finetuning_pairs(examples(job, tokenizer), tokenizer)]
-    return our_step(model, tokenizer, groups, supervised_settings(hir.Settings(label_smoothing=0.0)))
+    settings = hir.Settings(learning_rate=LEARNING_RATE, label_smoothing=0.0, alpha=0.0, beta=0.0)
+    return our_step(job, right_answers, settings)
 
 
 def supervised_transformers(job: Job) -> Callable:
     """The same step with their model and loss, in autocast."""
     model, tokenizer = open_transformers(job, torch.float32)
-    pairs = finetuning_pairs(examples(job, tokenizer), tokenizer)
+    pairs = [pair for group in right_answers(job, tokenizer) for pair in group]
 
     def accumulate() -> float:
         batch = sources(tokenizer, [hir.prompt(pair.instruction, pair.question) for pair in pairs])
-        labels = pad_rows([pair.tokens for pair in pairs], hir.IGNORE, "cpu")[0]
+        ids, mask = pad([pair.output for pair in pairs], 0, "cpu")
         with torch.autocast("cpu", torch.bfloat16, enabled=job.dtype == "bfloat16"):
-            loss = model(**batch, labels=labels).loss
+            loss = model(**batch, labels=ids.masked_fill(~mask, hir.IGNORE)).loss
         loss.backward()
         return loss.item()
 
@@ -220,9 +237,11 @@ def supervised_transformers(job: Job) -> Callable:
 
 def hir_ours(job: Job) -> Callable:
     """A gradient step on L_final (Eq. 6)."""
-    model, tokenizer = open_ours(job)
-    groups = group_by(relabeled(job, tokenizer), key=lambda pair: pair.question)
-    return our_step(model, tokenizer, groups, hir.Settings(micro_batch_size=job.micro_batch_size))
+
+    def by_question(job: Job, tokenizer: Tokenizer) -> list[Group]:
+        return group_by(relabeled(job, tokenizer), key=lambda example: example.question)
+
+    return our_step(job, by_question, hir.Settings(learning_rate=LEARNING_RATE))
 
 
 def hir_authors(job: Job) -> Callable:
@@ -231,32 +250,32 @@ def hir_authors(job: Job) -> Callable:
     One pass for L_supervise and the entropy, two for L_contrastive, which is smoothed as well; gradients accumulate.
     """
     model, tokenizer = open_transformers(job, getattr(torch, job.dtype))
-    pairs, smoothing, beta = relabeled(job, tokenizer), 0.2, 0.001
+    outputs, smoothing, beta = relabeled(job, tokenizer), 0.2, 0.001
 
     def accumulate() -> float:
         total = 0.0
-        for pair in pairs:
-            other = hir.WRONG if pair.instruction == hir.CORRECT else hir.CORRECT
-            labels = torch.tensor([pair.tokens])
+        for example in outputs:
+            other = hir.WRONG if example.instruction == hir.CORRECT else hir.CORRECT
+            labels = torch.tensor([example.output])
             own, again, others = (
-                model(**sources(tokenizer, [hir.prompt(instruction, pair.question)]), labels=labels).logits.float()
-                for instruction in (pair.instruction, pair.instruction, other)
+                model(**sources(tokenizer, [hir.prompt(instruction, example.question)]), labels=labels).logits.float()
+                for instruction in (example.instruction, example.instruction, other)
             )
             shares = torch.stack([-hir.supervised_loss(logits, labels) for logits in (again, others)]).log_softmax(0)
             supervised = hir.supervised_loss(own, labels, smoothing)
             contrastive = -(1 - smoothing) * shares[0] - smoothing * shares[1]
-            ((supervised + contrastive + beta * hir.entropy_loss(own, labels)) / len(pairs)).backward()
-            total += supervised.item() * len(pair.tokens)
-        return total / sum(len(pair.tokens) for pair in pairs)
+            ((supervised + contrastive + beta * hir.entropy_loss(own, labels)) / len(outputs)).backward()
+            total += supervised.item() * len(example.output)
+        return total / sum(len(example.output) for example in outputs)
 
     return peer_step(model, accumulate)
 
 
 def limit(job: Job) -> Callable:
     """The machine's own matrix product: the feed-forward layer's, for all source tokens of the questions."""
-    config, tokenizer = files.read_json(folder(job) / "config.json"), Tokenizer(folder(job) / "spiece.model")
+    config, tokenizer = SHAPES.get(job.shape) or load_checkpoint(MINI)[0].config, Tokenizer(MINI / "spiece.model")
     tokens, dtype = sum(len(tokenizer.encode(text)) for text in prompts(job, tokenizer)), getattr(torch, job.dtype)
-    x, weight = (torch.randn(rows, config["d_model"], dtype=dtype) for rows in (tokens, config["d_ff"]))
+    x, weight = (torch.randn(rows, config.d_model, dtype=dtype) for rows in (tokens, config.d_ff))
     return lambda: F.linear(x, weight)
 
 

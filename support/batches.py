@@ -47,15 +47,19 @@ Group = list[TrainingExample]  # of one question and encoder prefix, which are e
 def make_batches(examples: list[TrainingExample], batch_size: int, rng: random.Random) -> list[list[Group]]:
     """Groups in random order, in batches of about `batch_size` examples.
 
-    Only the groups of a few batches at a time are sorted by length: little is padded, and an epoch mixes its questions
-    anew.
+    Only the groups of a few batches at a time are sorted by shape: little is padded, and every epoch mixes its questions
+    differently.
     """
     groups = group_by(examples, key=lambda e: (e.question, e.encoder_prefix))
     batches: list[list[Group]] = []
     for window in cut(rng.sample(groups, len(groups)), len, 4 * batch_size):
-        by_length = sorted(window, key=lambda group: len(group[0].question) + len(group[0].encoder_prefix))
-        batches += cut(by_length, len, batch_size)
+        batches += cut(sorted(window, key=shape), len, batch_size)
     return rng.sample(batches, len(batches))
+
+
+def shape(group: Group) -> tuple[int, int]:
+    """What groups of one batch should have in common: the number of outputs, then the length of the source, about."""
+    return len(longest_outputs(group)), len(group[0].question) + len(group[0].encoder_prefix)
 
 
 def cut(items: Iterable[Any], size: Callable[[Any], int], most: int) -> list[list[Any]]:
@@ -97,9 +101,11 @@ def evaluation_mode(model: Any) -> Iterator[None]:
     """The model without dropout and, if it is split over processes, put together in each of them."""
     was_training = model.training
     model.eval()
-    with processes.unsharded(model), model.autocast():
-        yield
-    model.train(was_training)
+    try:
+        with processes.unsharded(model), model.autocast():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def in_batches(
@@ -148,8 +154,8 @@ class Batch:
     own: Tensor  # (P,), which of the K contexts is an example's own
     num_contexts: int  # K
 
-    def mean_log_probs(self, log_probs: Tensor) -> Tensor:
-        """The mean over each example's compared tokens under each context: log-probabilities (M + ..., V) -> (P, K)."""
+    def pair_log_probs(self, log_probs: Tensor) -> Tensor:
+        """Eq. 4's P_ik, the mean over each example's compared tokens under each context: (M + ..., V) -> (P, K)."""
         values = log_probs.gather(-1, self.labels[:, None]).squeeze(-1)[self.compared]  # (C,)
         num_cells = len(self.own) * self.num_contexts
         total = values.new_zeros(num_cells).index_add(0, self.cell, values)
@@ -253,5 +259,5 @@ def up_to(last: int, tokens: list[int]) -> tuple[int, ...]:
 
 
 def shares(groups: list[Group], size: int) -> Iterator[list[Group]]:
-    """This process's share of the groups, `size` at a time, those with short questions first."""
-    return processes.rounds(sorted(groups, key=lambda group: len(group[0].question)), size)
+    """This process's share of the groups, `size` at a time, those of similar shape together."""
+    return processes.rounds(sorted(groups, key=shape), size)

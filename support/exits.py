@@ -3,7 +3,7 @@
 0     done
 1     it had to end early
 2     its input is wrong, or there is no room for its output
-130   it was told to stop
+130   it was interrupted
 """
 
 import os

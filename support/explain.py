@@ -1,6 +1,6 @@
-"""One iteration of HIR on a handful of questions, told step by step:  python train.py --explain
+"""One iteration of HIR on a handful of questions, shown step by step:  python train.py --explain
 
-The paper's Figure 2 with real numbers. Every step is done by the function that training calls; here it is only told.
+The paper's Figure 2 with real numbers. Every step is done by the function that training calls; here it is only printed.
 This is the one file of support/ that stands above hir.py.
 """
 
@@ -92,7 +92,7 @@ def log_probs(learner: Learner, s: hir.Sample) -> list[float]:
     model, example = learner.model, TrainingExample(hir.CORRECT, s.example.question, s.tokens)
     with evaluation_mode(model):
         batch, hidden = forward_tokens(model, learner.tokenizer, hir.prompt, [[example]], tuple(ASKS_FOR))
-        means = batch.mean_log_probs(model.logits(hidden).float().log_softmax(dim=-1))
+        means = batch.pair_log_probs(model.logits(hidden).float().log_softmax(dim=-1))
     return (len(s.tokens) * means[0]).tolist()
 
 

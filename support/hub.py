@@ -4,18 +4,32 @@ import os
 import re
 from pathlib import Path
 
+from support import REPOSITORY
 from support.checkpoint_files import WEIGHTS, find_weights, read_index
 from support.downloads import download
 from support.errors import InputError
 from support.files import write_file
 
 
+def local_directory(path_or_name: str | os.PathLike) -> Path | None:
+    """The directory of a checkpoint that is here: the one given, or `model` in the directory of a run; None if neither is.
+
+    A relative path starts at the working directory or else at this repository, so that it works from anywhere.
+    """
+    for directory in (Path(path_or_name), REPOSITORY / path_or_name):
+        if (directory / "model" / "config.json").is_file():
+            return directory / "model"
+        if directory.is_dir():
+            return directory
+    return None
+
+
 def find_checkpoint(path_or_name: str | os.PathLike) -> Path:
     """The directory of a checkpoint: the one given, or the cached or now downloaded files of that name on the hub."""
-    directory, name = Path(path_or_name), os.fspath(path_or_name)
-    if directory.is_dir():
+    if directory := local_directory(path_or_name):
         return directory
-    beside = "/" in name and directory.parent.is_dir()  # then a path was meant
+    name = os.fspath(path_or_name)
+    beside = "/" in name and Path(name).parent.is_dir()  # then a path was meant
     if beside or not isinstance(path_or_name, str) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise InputError(f"{name}: there is no such directory, and it is not the name of a model on the hub.")
     home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()

@@ -47,6 +47,10 @@ class Learner:
         """All that the optimizer changes."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    def states(self) -> dict[str, Any]:
+        """All that must be saved to resume training, by name."""
+        return {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+
     def gradient_step(
         self, groups: list[Group], loss_terms: LossTerms, total: Callable[[dict], Tensor], dropout: bool = True
     ) -> None:

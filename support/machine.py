@@ -1,4 +1,4 @@
-"""The machine: where and in what a run computes. Nothing here changes what is learned, but for rounding."""
+"""The machine: where and in what a run computes."""
 
 import contextlib
 import ctypes
@@ -13,19 +13,24 @@ from support.settings import setting
 
 @dataclass(frozen=True)
 class MachineSettings:
-    """How the work is done; a run may be resumed with other values, but for `dtype` and `max_grad_norm`."""
+    """How the work is done. What changes the numbers beyond rounding is in FIXED; the rest may change on --resume."""
 
     device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
     dtype: str = setting(
         "auto", "arithmetic; auto: bfloat16 where the hardware has it", ("auto", "float32", "bfloat16")
     )
     sampling_batch_size: int = setting(64, "questions that are answered at once", least=1)
-    micro_batch_size: int = setting(0, "questions in one forward pass of training; 0: the whole batch")
+    micro_batch_size: int = setting(
+        0, "groups (a question with its outputs) in one forward pass of training; 0: the whole batch"
+    )
     max_grad_norm: float = setting(1.0, "longer gradients are scaled down to this norm")
     replay_size: int = setting(100_000, "samples that are kept for --replay all; the oldest leave first")
     shard_model: bool = setting(False, "split the model over the processes of torchrun: for flan-t5-xl and -xxl")
     compile: bool = setting(False, "fuse kernels with torch.compile: slower to start, then faster")
     gradient_checkpointing: bool = setting(False, "compute blocks again in the backward pass, which saves memory")
+
+
+FIXED = {"dtype", "max_grad_norm", "replay_size"}
 
 
 def choose_device(machine: MachineSettings) -> tuple[torch.device, torch.dtype]:

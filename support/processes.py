@@ -149,10 +149,12 @@ def unsharded(model: nn.Module) -> Iterator[None]:
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
-    yield
-    for part in parts:
-        part.reshard()
-        part.set_reshard_after_forward(part is not model, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(part is not model, recurse=False)
 
 
 def _parts(model: nn.Module) -> list:
@@ -171,7 +173,10 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def gathered_state(state: Any) -> Any:
-    """A state_dict with split tensors put together; all processes must ask for it, only the first gets them."""
+    """A state_dict with split tensors put together; all processes must ask for it, only the first gets them.
+
+    (torch.distributed.checkpoint.state_dict does this too, but takes a second to import.)
+    """
     if isinstance(state, dict):
         return {key: gathered_state(value) for key, value in state.items()}
     if not _is_split(state):

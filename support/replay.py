@@ -2,23 +2,22 @@
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import astuple
 from typing import Any
 
 from support.batches import group_by
 
 
 class ReplaySet:
-    """D_online of Algorithm 1. An iteration draws as many questions from it, each with its samples, as it answered.
+    """D_online of Algorithm 1. Each draw takes as many questions, each with its samples, as the last iteration answered.
 
     which: "all" keeps every sample, up to `limit` (the oldest leave first); "last" keeps those of the last iteration.
-    rebuild: makes a sample, a dataclass of plain values, from the tuple of its fields.
+    rebuild: makes a sample, a dataclass of plain values and an `example`, from the dictionary of its fields.
     """
 
-    def __init__(self, which: str, limit: int, rebuild: Callable[[tuple], Any]):
+    def __init__(self, which: str, limit: int, rebuild: Callable[[dict], Any]):
         self.which, self.limit, self.rebuild = which, limit, rebuild
         self.groups: list[list[Any]] = []  # the samples of a question in an iteration, the oldest first
-        self.num_latest = 0  # of these groups, how many are from the last iteration
+        self.num_latest = 0  # how many of these groups are from the last iteration; set by `append`
 
     def append(self, samples: Iterable[Any]) -> None:
         """Add the samples of an iteration."""
@@ -37,10 +36,9 @@ class ReplaySet:
 
     def state_dict(self) -> dict:
         """Plain values, which a pickle can hold without running code."""
-        groups = [[astuple(sample) for sample in group] for group in self.groups]
-        return {"groups": groups, "num_latest": self.num_latest}
+        fields = [[vars(sample) | {"example": vars(sample.example)} for sample in group] for group in self.groups]
+        return {"groups": fields}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from what `state_dict` returned."""
         self.groups = [[self.rebuild(fields) for fields in group] for group in state["groups"]]
-        self.num_latest = state["num_latest"]

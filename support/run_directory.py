@@ -13,7 +13,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields
 from importlib.metadata import version
@@ -28,11 +28,11 @@ from support.checkpoint_files import load_pickle
 from support.errors import InputError
 from support.files import read_json, replacing, write_file, write_json
 from support.locks import lock
-from support.machine import MachineSettings
+from support.machine import FIXED, MachineSettings
 from support.settings import flag
 
 # In the middle of a run: where and how long it runs, and how its work is done.
-MAY_CHANGE = {"out", "resume", "iterations"} | {f.name for f in fields(MachineSettings)} - {"dtype", "max_grad_norm"}
+MAY_CHANGE = {"out", "resume", "iterations"} | {f.name for f in fields(MachineSettings)} - FIXED
 SAMPLES_TO_READ = 20  # per iteration
 
 
@@ -102,11 +102,22 @@ def restore(out: Path, parts: dict[str, Any]) -> list[dict]:
     try:
         state = load_pickle(path, check_sums=processes.rank() == 0)
         for name, part in parts.items():
+            if not all(tensor.isfinite().all() for tensor in _tensors(state[name])):
+                raise ValueError(f"{name} holds numbers that are not finite")
             processes.load_state(part, state[name])
         return list(state["lines"])
     except Exception as error:  # a damaged file can raise anything
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path} cannot be resumed from ({reason}); it is damaged or of another version.") from error
+
+
+def _tensors(state: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested dictionaries."""
+    if torch.is_tensor(state):
+        yield state
+    elif isinstance(state, dict):
+        for value in state.values():
+            yield from _tensors(value)
 
 
 def environment() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from support import downloads, run_directory, task_files
+from support.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 SPIECE = ROOT / "checkpoints" / "t5-mini" / "spiece.model"  # a vocabulary of 2,048 tokens without sentinels
@@ -30,8 +31,8 @@ def find_shared() -> Path:
         cached = task_files.official(task)
     shared = next(parent.parent for parent in cached.parents if parent.name == "bigbench")
     spiece = shared / "t5" / "spiece.model"
-    if not spiece.exists():
-        downloads.download(T5_SPIECE_URL, spiece, T5_SPIECE_SHA256)
+    if not spiece.exists() and not downloads.download(T5_SPIECE_URL, spiece, T5_SPIECE_SHA256):
+        raise InputError(f"{T5_SPIECE_URL} does not exist; put T5's vocabulary into {spiece.parent}")
     return shared
 
 
@@ -52,8 +53,8 @@ def pytest_terminal_summary(terminalreporter):
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if MISSING in str(report.longrepr)]
     if skipped:
         terminalreporter.write_line(
-            f"{len(skipped)} tests skipped: each {MISSING}, which are downloaded where there is a network, "
-            f"or taken from the directory that HIR_SHARED names. ({reason})"
+            f"Skipped {len(skipped)} tests that {MISSING.replace('needs', 'need')}. Get the files by running the tests once "
+            f"with a network, or name a directory that holds them in HIR_SHARED. ({reason})"
         )
 
 

@@ -6,6 +6,7 @@ The solvers below read nothing but the text of a question, and find its answers 
 import collections
 import contextlib
 import functools
+import hashlib
 import http.server
 import itertools
 import json
@@ -398,6 +399,7 @@ def test_solvers_agree_with_official_answers(task):
 
 
 def test_expand():
+    assert tuple(task_files.DIRECTORY) == TASKS
     assert expand("all") == list(TASKS) and expand("object_counting") == ["object_counting"]
     assert expand("logical_deduction, logical_deduction_five_objects,word_sorting") == [*TASKS[3:6], "word_sorting"]
     for name in ("", "logical", "word_sorting,", "three_objects"):
@@ -448,29 +450,35 @@ def test_bad_files(tmp_path, name):
         assert "example 2" in message
 
 
-@needs_official_files
-def test_bad_arguments(tmp_path, monkeypatch):
+@pytest.fixture
+def own_file(tmp_path):
+    """A task file under the name and in the place of word_sorting's."""
+    path = tmp_path / "data" / "word_sorting" / "task.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"examples": [{"input": "b a", "target": "a b"}] * 3}))
+    return path
+
+
+def test_bad_arguments(own_file, monkeypatch):
+    data = own_file.parents[1]
     with pytest.raises(InputError, match="cannot read"):
-        load("word_sorting", tmp_path)
-    with pytest.raises(InputError, match="cannot read"):
-        load("sorting", BIGBENCH)
-    monkeypatch.setattr(task_files, "MAX_BYTES", 100)
-    with pytest.raises(InputError, match="too large"):
-        load("word_sorting", BIGBENCH)
+        load("object_counting", data)
     for call in (
-        lambda: load("sorting", "official"), lambda: load("word_sorting", BIGBENCH, option_order="random"),
+        lambda: load("sorting", "official"), lambda: load("word_sorting", data, option_order="random"),
         lambda: generate("sorting", 1, 0), lambda: generate("word_sorting", 1, 0, part="valid"),
     ):  # fmt: skip
         with pytest.raises(InputError, match="choose"):
             call()
+    monkeypatch.setattr(task_files, "MAX_BYTES", 50)
+    with pytest.raises(InputError, match="too large"):
+        load("word_sorting", data)
     two = lambda rng, level: {"input": rng.choice("ab"), "target": "c"}  # noqa: E731
     monkeypatch.setitem(tasks.GENERATORS, "word_sorting", two)
     with pytest.raises(InputError, match="ask for fewer than 9"):
         generate("word_sorting", 9, seed=0)
 
 
-@needs_official_files
-def test_download(tmp_path, monkeypatch):
+def test_official_files_are_downloaded_once_and_checked(own_file, tmp_path, monkeypatch):
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
             super().__init__(*args, directory=str(tmp_path / "served"))
@@ -478,9 +486,10 @@ def test_download(tmp_path, monkeypatch):
         def log_message(self, *args):
             requests.append(args)
 
-    requests, cache, served = [], tmp_path / "cache", tmp_path / "served" / "date_understanding" / "task.json"
+    requests, cache, served = [], tmp_path / "cache", tmp_path / "served" / "word_sorting" / "task.json"
     served.parent.mkdir(parents=True)
-    official = (BIGBENCH / "date_understanding" / "task.json").read_bytes()
+    official = own_file.read_bytes()
+    monkeypatch.setitem(task_files.SHA256, "word_sorting", hashlib.sha256(official).hexdigest())
     monkeypatch.setenv("HIR_CACHE", str(cache))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -491,24 +500,24 @@ def test_download(tmp_path, monkeypatch):
 
     with contextlib.closing(server.socket):
         with pytest.raises(InputError, match="404"):
-            load("date_understanding", "official")
+            load("word_sorting", "official")
         served.write_bytes(official[:-1])
         with pytest.raises(InputError, match="SHA-256"):
-            load("date_understanding", "official")
+            load("word_sorting", "official")
         assert files() == []
         served.write_bytes(official)
-        assert load("date_understanding", "official") == load("date_understanding", BIGBENCH)
+        assert load("word_sorting", "official") == load("word_sorting", own_file.parents[1])
         (cached,) = files()
         asked = len(requests)
-        load("date_understanding", "official")
+        load("word_sorting", "official")
         assert len(requests) == asked, "the cache was not used"
         cached.write_bytes(b"damaged later")
-        assert len(load("date_understanding", "official")) == 369 and cached.read_bytes() == official
+        assert len(load("word_sorting", "official")) == 3 and cached.read_bytes() == official
         server.shutdown()
     cached.unlink()
     with pytest.raises(InputError, match="could not be fetched"):
-        load("date_understanding", "official")
-    monkeypatch.setenv("HIR_BIGBENCH_URL", BIGBENCH.as_uri())
+        load("word_sorting", "official")
+    monkeypatch.setenv("HIR_BIGBENCH_URL", own_file.parents[1].as_uri())
     monkeypatch.setenv("HIR_CACHE", str(served))  # a file, where a directory is needed
-    with pytest.raises(InputError, match="could not be fetched"):
-        load("date_understanding", "official")
+    with pytest.raises(InputError, match="could not be fetched into"):
+        load("word_sorting", "official")

@@ -24,9 +24,11 @@ from hypothesis import strategies as st
 
 import hir
 from bigbench_tasks import TASKS, Example, generate, load
-from feedback import CORRECT, WRONG, is_correct, may_become_correct
+from feedback import is_correct, judge
+from hir import CORRECT, WRONG
 from model_t5 import load_checkpoint, save_checkpoint
 from support import checkpoint_files, files, run_directory
+from support.batches import forward_tokens, group_by
 from support.errors import InputError
 from tests.conftest import THOROUGH, record
 from tests.test_reliability import write_model
@@ -355,7 +357,7 @@ def test_a_damaged_or_hostile_state_is_refused(tmp_path):
         if config is not None:
             (tmp_path / "config.json").write_bytes(config)
         with pytest.raises(InputError, match=r"config\.json is missing or damaged"):
-            run_directory.check_run(tmp_path, {}, {}, resume=True)
+            run_directory.check_run(tmp_path, {"run": {}, "settings": {}}, resume=True)
 
 
 # --- The fuzzer -------------------------------------------------------------------------------------------------------
@@ -507,12 +509,15 @@ def test_any_output_is_judged_and_relabeled(forms, outcomes, data):
     ids = st.lists(st.integers(-10, 3000), max_size=12)
     output = tokenizer.decode(data.draw(ids)) if data.draw(st.booleans()) else data.draw(st.text(max_size=40))
     example = data.draw(st.sampled_from(EXAMPLES))
-    right = is_correct(output, example)
-    assert isinstance(right, bool) and isinstance(may_become_correct(output, example), bool)
-    pairs = hir.relabel([hir.Sample(example, output, right)], tokenizer, True, random.Random(0))
-    assert all(0 <= pair.start < len(pair.tokens) and pair.instruction in (CORRECT, WRONG) for pair in pairs)
-    assert pairs[0].instruction == (CORRECT if right else WRONG)
-    hir.make_batch(model, tokenizer, [pairs], hir.Settings())
+    tokens = tuple(tokenizer.encode(output))
+    sample = hir.make_sample(example, tokens, tokenizer)
+    assert judge(output, example) in ("right", "wrong", "malformed")
+    for sub_output in ("encoder", "decoder", "answer", "none"):
+        relabeled = hir.relabel([sample], tokenizer, hir.Settings(sub_output=sub_output), random.Random(0))
+        assert all(0 <= e.start <= e.compared < len(e.output) for e in relabeled)
+        assert relabeled[0].instruction == (CORRECT if sample.verdict == "right" else WRONG)
+        groups = group_by(relabeled, key=lambda e: (e.question, e.encoder_prefix))
+        forward_tokens(model, tokenizer, hir.prompt, groups, (CORRECT, WRONG))
     outcomes["outputs_judged"] += 1
 
 

@@ -51,7 +51,7 @@ def test_farl_imitates_right_outputs_alone_and_learns_nothing_when_there_are_non
     model, tokenizer = noisy_model()
     settings = hir.Settings(train_epochs=1)
     texts = [(e, text) for e in QUESTIONS for text in (e.targets[0], "0 zebra")]
-    samples = [hir.judged(e, tuple(tokenizer.encode(text)), tokenizer) for e, text in texts]
+    samples = [hir.make_sample(e, tuple(tokenizer.encode(text)), tokenizer) for e, text in texts]
     right = imitation.right_outputs(samples, tokenizer, settings)
     assert right == [TrainingExample(CORRECT, e.question, tuple(tokenizer.encode(e.targets[0]))) for e in QUESTIONS]
     learner = Learner(model, tokenizer, MachineSettings(), settings)
@@ -74,9 +74,9 @@ def assert_resumes_to_the_bit(method, directory, *flags):
     lines = metrics(directory / "whole")
     assert metrics(directory / "cut") == lines and lines[-1]["losses"]
     whole, cut = (torch.load(directory / name / "state.pt", weights_only=True) for name in ("whole", "cut"))
-    own = {"ppo": {"ppo"}, "farl": {"replay"}}.get(method, set())
+    own = {"method"} if method in ("ppo", "farl") else set()
     assert whole.keys() == cut.keys() == {"lines", "model", "optimizer", "scheduler"} | own
-    for part in {"model", "ppo"} & whole.keys():
+    for part in ("model", "method") if method == "ppo" else ("model",):
         assert all(torch.equal(tensor, cut[part][name]) for name, tensor in whole[part].items())
     return lines, whole
 

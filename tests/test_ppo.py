@@ -60,8 +60,8 @@ def test_clipped_losses_equal_loops_and_cut_the_gradient():
     ratio = (torch.randn(200, generator=generator) * 0.4).exp().requires_grad_()
     advantages, returns, old_values = torch.randn(3, 200, generator=generator)
     values = (old_values + torch.randn(200, generator=generator) * 0.4).requires_grad_()
-    policy = ppo.policy_loss(ratio, advantages, 0.2)
-    value = ppo.value_loss(values, old_values, returns, 0.3)
+    policy = ppo.clipped_policy_loss(ratio, advantages, 0.2)
+    value = ppo.clipped_value_loss(values, old_values, returns, 0.3)
     (policy.sum() + value.sum()).backward()
     cut = {"policy": 0, "value": 0}
     for i in range(200):
@@ -147,12 +147,12 @@ def test_ppo_learns_what_is_rewarded():
     """Whatever is counted, the answer 5 is rewarded: from one output in twenty to nearly all, without a demonstration."""
     arguments = "--task object_counting --method ppo --warmup-steps 0 --ppo-learning-rate 1e-3 --ppo-epochs 4"
     settings = train.parse_arguments(arguments.split())
-    _, method, _ = train.build_method(settings, *load_checkpoint(REPOSITORY / "checkpoints" / "t5-mini"))
+    learner, method, state = train.build_method(settings, *load_checkpoint(REPOSITORY / "checkpoints" / "t5-mini"))
 
     def questions(iteration):
         return [replace(e, targets=("5",)) for e in generate("object_counting", 24, seed=iteration)]
 
-    steps = list(itertools.islice(method(questions, settings.method, range(1, 4), 0), 3))
+    steps = list(itertools.islice(method(learner, state, questions, settings.method, range(1, 4), 0), 3))
     right = [sum(s.verdict == "right" for s in step.samples) / len(step.samples) for step in steps]
     assert right[0] < 0.3 and right[-1] > 0.8, right
     assert steps[-1].measured["reference_kl"] > 0.5
@@ -170,9 +170,9 @@ def test_settings_that_ppo_cannot_use_are_refused(flag, capsys):
 
 def test_command_resumes_to_the_bit_and_two_processes_are_as_one(tmp_path):
     lines, state = assert_resumes_to_the_bit("ppo", tmp_path, "--ppo-kl-target", "0.01")
-    assert state["ppo"]["value_head.weight"].any() and len({line["kl_coef"] for line in lines[1:]}) == 2
+    assert state["method"]["value_head.weight"].any() and len({line["kl_coef"] for line in lines[1:]}) == 2
     before, _ = load_checkpoint(REPOSITORY / "checkpoints" / "t5-mini")
-    assert torch.equal(state["ppo"]["reference.shared.weight"], before.shared.weight)
+    assert torch.equal(state["method"]["reference.shared.weight"], before.shared.weight)
     assert not torch.equal(state["model"]["shared.weight"], before.shared.weight)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*torchrun, REPOSITORY / "train.py", "--method", "ppo", *RESUMED, "--ppo-kl-target", "0.01"]

@@ -17,7 +17,9 @@ README = (HERE / "README.md").read_text(encoding="utf-8")
 PAGES = {path: path.read_text(encoding="utf-8") for path in [HERE / "README.md", *sorted(HERE.glob("docs/*.md"))]}
 PROGRAMS = "".join(path.read_text(encoding="utf-8") for path in HERE.glob("experiments/*.py"))
 MODULES = {path.stem for path in HERE.glob("*.py")} | {"baselines", "support", "experiments"}
-KNOWN_FLAGS = {f"--{field.name.replace('_', '-')}" for cls in train.GROUPS.values() for field in fields(cls)}
+KNOWN_FLAGS = {
+    f"--{field.name.replace('_', '-')}" for group in fields(train.AllSettings) for field in fields(group.type)
+}
 PYTEST = re.findall(r"^def (test_\w+)", "".join(p.read_text("utf-8") for p in HERE.rglob("test_*.py")), re.MULTILINE)
 # v1.1 shapes: d_model, d_kv, d_ff, layers, heads
 FLAN_T5 = {
@@ -100,11 +102,11 @@ def test_flags_exist():
 def test_hyperparameters_are_those_of_the_code():
     rows = re.findall(r"^\| `--([\w-]+)`[^|]*\| ([\w.-]+)[^|]*\| ([\w.-]+)", page("hardware.md"), re.MULTILINE)
     of_the_paper = {f.name: f.default for cls in (train.RunConfig, hir.Settings) for f in fields(cls)}
-    assert {name for name, *_ in rows} == {n.replace("_", "-") for n in train.BUNDLED_MODEL if n in of_the_paper}
+    assert {name for name, *_ in rows} == {n.replace("_", "-") for n in train.SMALL_MODEL if n in of_the_paper}
     for flag, paper, bundled in rows:
         name = flag.replace("-", "_")
         kind = type(of_the_paper[name])
-        assert (kind(paper), kind(bundled)) == (of_the_paper[name], train.BUNDLED_MODEL[name]), flag
+        assert (kind(paper), kind(bundled)) == (of_the_paper[name], train.SMALL_MODEL[name]), flag
 
 
 def test_memory_is_the_arithmetic_that_the_text_says():

@@ -321,7 +321,7 @@ def train_on(small, monkeypatch, examples, output, **settings):
     values = hir.Settings(**{"train_epochs": 1, "train_batch_size": 1, "learning_rate": 1e-3} | settings)
     texts = [example.targets[0] if output is None else output for example in examples]
     answered = zip(examples, texts, strict=True)
-    samples = [hir.judged(example, tuple(tokenizer.encode(text)), tokenizer) for example, text in answered]
+    samples = [hir.make_sample(example, tuple(tokenizer.encode(text)), tokenizer) for example, text in answered]
     monkeypatch.setattr(hir, "sample_online", lambda *_: samples)
     learner = Learner(model, tokenizer, MachineSettings(), values)
     replay = ReplaySet("all", 1000, tuple)

@@ -1,4 +1,4 @@
-"""report.py: numbers in the tables against hand-made results, what it refuses, and one run of the real command."""
+"""experiments.report: numbers in the tables against hand-made results, what it refuses, and runs of the real command."""
 
 import json
 import math
@@ -9,41 +9,38 @@ from pathlib import Path
 import pytest
 
 import train
-from bigbench_tasks import TASKS
-from experiments import report, report_runs
+from bigbench_tasks import TASKS, expand
+from experiments import report, results
 
 LD3, TRACKING = report.ABLATED
 
 
-def write_result(directory, name, correct, wrong=0.5, before=0.4, n=200):
-    """A finished run as report.py stores it, with its real configuration and three made-up lines of metrics."""
-    arguments = report.experiments(Path("runs"))[name]
-    run, settings, own = train.parse_arguments(arguments)
-    config = {"run": asdict(run), "settings": asdict(settings) | (asdict(own) if run.method == "ppo" else {})}
-    lines = [
-        {
-            "iteration": i,
-            "sampled": 0 if run.method == "sft" else 256 * i,
-            "right_share": share,
-            "losses": {},
-            "seconds": {"training": 30.0, "evaluation": 10.0},
-            "tasks": {
-                task: {"n": n, "correct": share, "wrong": wrong if i else before} for task in train.expand(run.task)
-            },
-        }
-        for i, share in enumerate((before, (before + correct) / 2, correct))
-    ]
+def write_result(directory, name, correct, wrong=0.5, before=0.4, n=200, obeyed=None):
+    """A finished run as report stores it, with its real settings and three made-up lines of metrics."""
+    s = train.parse_arguments(report.planned_runs(Path("runs"))[name])
+    own = asdict(s.ppo) if s.run.method == "ppo" else {}
+    config = {"run": asdict(s.run) | asdict(s.machine), "settings": asdict(s.method) | own}
+    lines = []
+    for i, share in enumerate((before, (before + correct) / 2, correct)):
+        shares = {"n": n, "correct": share, "wrong": wrong if i else before}
+        if obeyed is not None:
+            shares |= {"obeyed": obeyed, "malformed": 1 - obeyed - shares["wrong"], "malformed_correct": 0.0}
+        seconds = {"training": 30.0, "evaluation": 10.0}
+        lines.append(
+            {"iteration": i, "sampled": 0 if s.run.method == "sft" else 256 * i, "right_share": share, "losses": {},
+             "seconds": seconds, "tasks": dict.fromkeys(expand(s.run.task), shares)}
+        )  # fmt: skip
     (directory / "runs").mkdir(exist_ok=True)
     path = directory / "runs" / f"{name}.jsonl"
     path.write_text("".join(json.dumps(value) + "\n" for value in (config, *lines)))
     return path
 
 
-def rows_of(directory, title):
-    """The cells of the table under a title, by the first cell of each row."""
+def rows_of(directory, title, labels=1):
+    """The cells of the table under a title, by the first cells of each row."""
     text = (directory / "tables.md").read_text().split(f"## {title}\n")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    return {row[0]: row[1:] for row in rows}
+    return {row[0] if labels == 1 else tuple(row[:labels]): row[labels:] for row in rows}
 
 
 def wilson(share, n):
@@ -53,97 +50,127 @@ def wilson(share, n):
     return inside[0], inside[-1]
 
 
-def test_tables_show_the_numbers_of_the_runs(tmp_path):
-    hir = (0.80, 0.85, 0.90)
-    for seed, share in enumerate(hir):
-        write_result(tmp_path, report.name_of(LD3, "hir", seed), share, wrong=0.1)
+def cell(share, n=200):
+    """What a table shows of one run."""
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in (share, *wilson(share, n))))
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """Results with hand-made numbers, and what report made of them."""
+    directory = tmp_path_factory.mktemp("results")
+    for seed, share in enumerate((0.80, 0.85, 0.90)):
+        write_result(directory, report.name_of(LD3, "hir", seed), share, wrong=0.1, obeyed=0.6)
     for task in TASKS:  # one seed of every method on every task, but for HIR on the task above
         for method, share in (("sft", 0.9), ("ppo", 0.6), ("farl", 0.5), ("hir", 0.7)):
             if (task, method) != (LD3, "hir"):
-                write_result(tmp_path, report.name_of(task, method), share, wrong=share)
-    write_result(tmp_path, report.name_of(TRACKING, "hir", 0, variant="--no-sub-output"), 0.65)
-    write_result(tmp_path, report.name_of(TRACKING, "hir", 0, "t5-nano"), 0.45, before=0.2)
-    write_result(tmp_path, "leak-official-seed0-other-order", 0.3)
-    write_result(tmp_path, "search-1e-3-4-0.1", 0.8)
-    write_result(tmp_path, report.default_name("logical_deduction", 0), 0.75, wrong=0.05)
-    write_result(tmp_path, f"{LD3}-official-after", 0.6)
-    assert report.main(["--results", str(tmp_path)]) == 0
+                write_result(directory, report.name_of(task, method), share, wrong=share)
+    write_result(directory, report.name_of(TRACKING, "hir", flags="--sub-output none"), 0.65)
+    write_result(directory, report.name_of(TRACKING, "hir", size="t5-nano"), 0.45, before=0.2)
+    write_result(directory, "leak-official-seed0-other-order", 0.3)
+    write_result(directory, "search-ppo-1e-3-4-0.1", 0.8)
+    write_result(directory, "search-ppo-1e-3-2-0.1", 0.6)
+    write_result(directory, "logical_deduction-default-seed0", 0.75, wrong=0.05)
+    write_result(directory, f"{LD3}-official-after", 0.6)
+    assert report.main(["--results", str(directory)]) == 0
+    return directory
 
+
+def test_table_2_and_its_claims(directory):
     low, high = wilson(0.85, 200)
     drawn = 4.303 * 0.05 / math.sqrt(3)  # the deviation of 0.80, 0.85, 0.90 is 0.05
     low, high = 0.85 - math.hypot(0.85 - low, drawn), min(1.0, 0.85 + math.hypot(high - 0.85, drawn))
-    table = rows_of(tmp_path, "Table 2: all tasks")
+    table = rows_of(directory, "Table 2: all tasks")
     assert table["task"] == ["chance", "before", "fine-tuning", "PPO", "FARL", "HIR"]
     assert table[LD3][0] == "33.3" and table["object_counting"][0] == "–"
     assert 10 < float(table["geometric_shapes"][0]) < 30
     assert table[LD3][5] == f"85.0 [{100 * low:.1f}, {100 * high:.1f}]"
-    one_seed = "70.0 [{:.1f}, {:.1f}]".format(*(100 * end for end in wilson(0.7, 200)))
-    assert table["geometric_shapes"][1:] == [
-        *("{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in (s, *wilson(s, 200)))) for s in (0.4, 0.9, 0.6, 0.5)),
-        one_seed,
-    ]
-    assert [cell.split()[0] for cell in table["average"]] == [
-        "–",
-        "40.0",
-        "90.0",
-        "60.0",
-        "50.0",
-        f"{(11 * 70 + 85) / 12:.1f}",
-    ]
-    said = rows_of(tmp_path, "What the paper says of Table 2")
+    assert table["geometric_shapes"][1:] == [cell(share) for share in (0.4, 0.9, 0.6, 0.5, 0.7)]
+    means = ["–", "40.0", "90.0", "60.0", "50.0", f"{(11 * 70 + 85) / 12:.1f}"]
+    assert [mean.split()[0] for mean in table["average"]] == means
+    assert table[TRACKING][5] == f"{cell(0.7)} (1 of 3 runs)"
+    said = rows_of(directory, "What the paper says of Table 2")
     assert said["HIR over PPO, average (Sec. 1)"][0] == "11.2"
     assert said["HIR over PPO, average (Sec. 1)"][1].startswith("11.2 [")  # 71.25 - 60
     assert said["HIR over FARL, average (Sec. 1)"][1].startswith("21.2 [")
-    assert table[TRACKING][5] == f"{one_seed} (1 of 3 runs)"
     (seven,) = (row for name, row in said.items() if "seven" in name)
     assert seven[0] == "29.2" and seven[1].startswith("10.0 [")
-    sizes = [line for line in (tmp_path / "tables.md").read_text().splitlines() if f"| {TRACKING} | t5-nano |" in line]
-    assert re.sub(r" [\[(].*?[\])]", "", sizes[0]).endswith("| 20.0 | – | – | – | 45.0 |")
-    ablations = rows_of(tmp_path, "Table 4: ablations")
-    assert ablations["full method"][2] == "91.7" and ablations["full method"][0] == table[LD3][4]
-    assert ablations["without sub-output sampling"][:3] == ["–", "–", "75.0"]
-    assert ablations["without sub-output sampling"][3].startswith("65.0 [")
-    assert ablations["without sub-output sampling"][3].endswith("] (1 of 3 runs)")
-    wrong = rows_of(tmp_path, "Under the wrong instruction")
-    assert wrong[LD3][4].startswith("10.0 [") and wrong[LD3][1].startswith("90.0 [")
-    default = rows_of(tmp_path, "The default runs")
-    assert [cell.split()[0] for cell in default[LD3]] == ["40.0", "75.0", "40.0", "5.0"] and default[TRACKING][0] == "–"
-    assert rows_of(tmp_path, "Official questions")[LD3][:2] == [
-        "–",
-        "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in (0.6, *wilson(0.6, 200)))),
-    ]
-    assert rows_of(tmp_path, "The leak in Date Understanding")["official order"][1].startswith("30.0 [")
-    assert list(rows_of(tmp_path, "The search for PPO's hyperparameters").values())[-1] == ["4", "0.1", "60.0"]
-    for name in ("methods", "wrong_instruction", "curve"):
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_results_that_do_not_fit_together_are_refused(tmp_path, capsys):
-    first = write_result(tmp_path, report.name_of(LD3, "hir"), 0.8)
+def test_the_other_tables(directory):
+    sizes = rows_of(directory, "Table 3: two sizes", labels=2)[TRACKING, "t5-nano"]
+    assert [value.split()[0] for value in sizes] == ["20.0", "–", "–", "–", "45.0"]
+    variants = rows_of(directory, "Table 4: ablations, and as many gradient steps")
+    assert variants["full method"][2] == "91.7" and variants["full method"][0].startswith("85.0 [")
+    assert variants["without sub-output sampling"][:3] == ["–", "–", "75.0"]
+    assert variants["without sub-output sampling"][3] == f"{cell(0.65)} (1 of 3 runs)"
+    assert variants["FARL, one epoch"][0] == f"{cell(0.5)} (1 of 3 runs)"
+    wrong = rows_of(directory, "Under the wrong instruction", labels=2)
+    shares = [wrong[LD3, share][4].split()[0] for share in ("right", "obeyed", "malformed")]
+    assert shares == ["10.0", "60.0", "30.0"] and wrong[LD3, "right"][1].startswith("90.0 [")
+    assert (TRACKING, "right") in wrong and (TRACKING, "obeyed") not in wrong  # where none has recorded it
+    default = rows_of(directory, "The default runs")
+    assert [value.split()[0] for value in default[LD3]] == ["40.0", "75.0", "40.0", "5.0"]
+    assert default[TRACKING][0] == "–"
+    assert rows_of(directory, "Official questions")[LD3][:2] == [cell(0.6), cell(0.5)]  # none has been before
+    assert rows_of(directory, "The leak in Date Understanding")["official order"][1].startswith("30.0 [")
+    search = rows_of(directory, "Searches of hyperparameters")
+    assert list(search.items())[-2:] == [("4", ["60.0"]), ("2", ["50.0"])]
+
+
+def test_pictures_are_drawn(directory):
+    for name in ("methods", "methods_seconds", "wrong_instruction", "curve"):
+        assert (directory / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_from_different_models_are_refused(tmp_path, capsys):
+    write_result(tmp_path, report.name_of(LD3, "hir"), 0.8)
     write_result(tmp_path, report.name_of(LD3, "ppo"), 0.8, before=0.7)
     assert report.main(["--results", str(tmp_path)]) == 2 and "different models" in capsys.readouterr().err
-    first.write_text(re.sub('"alpha": [0-9.]+', '"alpha": 7.0', first.read_text()))
-    assert report.main(["--results", str(tmp_path)]) == 2
-    assert first.name in (said := capsys.readouterr().err) and "--alpha 7.0" in said and "Traceback" not in said
+
+
+def test_results_with_other_settings_are_marked(tmp_path, capsys):
+    other, older, bare = (write_result(tmp_path, report.name_of(LD3, "hir", seed), 0.8) for seed in range(3))
+    other.write_text(re.sub('"alpha": [0-9.]+', '"alpha": 7.0', other.read_text()))
+    older.write_text(re.sub('"replay": "[a-z]+", ', "", older.read_text()))
+    bare.write_text(re.sub('"sub_output": "[a-z]+"', '"sub_output": false', bare.read_text()))
+    assert report.main(["--results", str(tmp_path), "--only", "*three_objects-hir-t5-mini-seed*"]) == 0
+    said = capsys.readouterr().out
+    assert "1 of 3 runs are from before these settings: `--replay`" in said
+    assert f"{other.stem} (--alpha 7.0, not " in said and older.stem not in said
+    assert f"{bare.stem} (--sub-output none, not " in said
+    assert "5 runs to make" in said  # the two that differ, and three of the other task
+    assert rows_of(tmp_path, "Table 2: all tasks")[LD3][5].endswith("] †")
 
 
 def test_missing_runs_are_made_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report_runs, "BUDGET", "--iterations 1 --questions 4 --online-samples 2 --test-size 4".split())
-    arguments = [
-        "--run",
-        "--only",
-        "geometric_shapes-farl-*",
-        "--runs",
-        tmp_path / "runs",
-        "--results",
-        tmp_path / "results",
-    ]
-    arguments = [str(argument) for argument in arguments]
+    monkeypatch.setattr(report, "BUDGET", "--iterations 1 --questions 4 --online-samples 2 --test-size 4")
+    folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    arguments = ["--run", "--only", "geometric_shapes-farl-*", *folders]
     assert report.main(arguments) == 0
-    name = report.name_of("geometric_shapes", "farl")
-    config, *lines = map(json.loads, (tmp_path / "results" / "runs" / f"{name}.jsonl").read_text().splitlines())
-    assert config["run"]["method"] == "farl" and [line["iteration"] for line in lines] == [0, 1]
-    assert rows_of(tmp_path / "results", "Table 2: all tasks")["geometric_shapes"][3] != "–"
-    monkeypatch.setattr(report_runs.subprocess, "run", lambda *_, **__: pytest.fail("a finished run was made again"))
+    stored = tmp_path / "results" / "runs" / f"{report.name_of('geometric_shapes', 'farl')}.jsonl"
+    result = results.read_result(stored)
+    assert result.config["run"]["method"] == "farl" and [line["iteration"] for line in result.lines] == [0, 1]
+    for asked, key in (("correct", "correct"), ("wrong", "wrong")):
+        letters = result.verdicts["geometric_shapes"][asked]
+        assert len(letters) == 4 and letters.count("r") / 4 == result.value(key)
+    assert rows_of(tmp_path / "results", "Table 2: all tasks")["geometric_shapes"][4] != "–"
+    monkeypatch.setattr(results.subprocess, "run", lambda *_, **__: pytest.fail("a finished run was made again"))
     capsys.readouterr()
     assert report.main(arguments) == 0 and "0 runs to make" in capsys.readouterr().out
+
+
+def test_ones_own_runs_are_compared(tmp_path, capsys):
+    first = write_result(tmp_path, report.name_of(LD3, "hir"), 0.8, wrong=0.1, obeyed=0.6)
+    second = write_result(tmp_path, "logical_deduction-default-seed0", 0.6)
+    assert report.main([str(first), "--over", "seconds"]) == 0
+    header, row, *_ = capsys.readouterr().out.splitlines()
+    assert header.split() == ["before", "after", "wrong", "obeyed", "malformed", "samples", "sampled", "seconds"]
+    assert row.split() == [LD3, "40.0", "80.0", "10.0", "60.0", "30.0", "80.0", "512", "120"]
+    assert (tmp_path / "runs" / "curves.png").exists()
+    assert report.main([str(first), str(second), "--picture", str(tmp_path / "both.png")]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines[1:4]] == [LD3, first.stem, second.stem]
+    assert ["all", "tasks"] in lines and lines[3][1:6] == ["40.0", "60.0", "50.0", "-", "-"]
+    assert (tmp_path / "both.png").exists()
+    assert report.main([str(tmp_path)]) == 2 and "holds no run" in capsys.readouterr().err

@@ -1,0 +1,393 @@
+"""The results of runs: read, made, estimated with intervals, compared in a table and in pictures.
+
+The result of a run is one small file in results/runs/: its config.json, the lines of its metrics.jsonl, and last the
+verdicts on its test answers, one letter per question.
+"""
+
+import concurrent.futures
+import itertools
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # draws into files, so it needs no display
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+import hir
+import train
+from support import REPOSITORY
+from support.errors import InputError
+from support.run_directory import write_lines
+from support.settings import as_values, flag
+from support.tables import percent, wilson
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has left: config.json, the lines of metrics.jsonl, and the verdicts on its last test answers."""
+
+    config: dict
+    lines: list[dict]
+    verdicts: dict[str, dict[str, str]] = field(default_factory=dict)  # task -> instruction -> a letter per question
+    difference: str = ""  # from the settings that are wanted, if there is one
+
+    def value(self, key: str = "correct", line: int = -1, task: str = "") -> float | None:
+        """A share of the test questions of a task, or of all; or a loss of an iteration. None where it is not recorded."""
+        tasks = [values for name, values in self.lines[line]["tasks"].items() if task in ("", name)]
+        if all(key in values for values in tasks):
+            return sum(values[key] * values["n"] for values in tasks) / max(1, sum(values["n"] for values in tasks))
+        return (self.lines[line] | self.lines[line]["losses"]).get(key)
+
+    def n(self, task: str = "") -> int:
+        """How many test questions of a task, or in all, it answered."""
+        return sum(values["n"] for name, values in self.lines[0]["tasks"].items() if task in ("", name))
+
+    def seconds(self) -> list[float]:
+        """The seconds from the first evaluation to the end of each iteration."""
+        return list(itertools.accumulate(sum(line["seconds"].values()) for line in self.lines))
+
+
+Results = dict[str, Result]
+
+
+def read_result(path: Path) -> Result:
+    """The result of a run, from the directory that train.py has written or from a file of results/runs/."""
+    try:
+        config, *lines = _lines_of_run(path) if path.is_dir() else _json_lines(path)
+        shown = [line for line in lines if "iteration" in line]
+        if not shown or not isinstance(config["settings"] | config["run"], dict):
+            raise ValueError("it has no finished iteration")
+        return Result(config, shown, *(line["verdicts"] for line in lines if "verdicts" in line))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise InputError(f"{path} holds no run ({reason}); name a directory that train.py has written.") from error
+
+
+def _json_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def _lines_of_run(out: Path) -> list[dict]:
+    """What a file of results/runs/ holds, from the directory of a run."""
+    verdicts: dict[str, dict[str, str]] = {}
+    for answer in _json_lines(out / "answers.jsonl") if (out / "answers.jsonl").exists() else []:
+        asked = "correct" if answer["instruction"] == hir.CORRECT else "wrong"
+        of_task = verdicts.setdefault(answer["task"], {"correct": "", "wrong": ""})
+        of_task[asked] += answer["verdict"][0]  # r, w or m
+    config = json.loads((out / "config.json").read_text("utf-8"))
+    return [config, *_json_lines(out / "metrics.jsonl"), *([{"verdicts": verdicts}] if verdicts else [])]
+
+
+def load_results(directory: Path, wanted: dict[str, list[str]]) -> Results:
+    """The results in a directory by name, each compared with the settings that are wanted for it."""
+    results = {path.stem: read_result(path) for path in sorted(directory.glob("*.jsonl"))}
+    return {
+        name: replace(result, difference=difference(result.config, wanted[name])) if name in wanted else result
+        for name, result in results.items()
+    }
+
+
+def difference(config: dict, arguments: list[str]) -> str:
+    """The first setting, known to both, in which a run differs from these arguments; where it ran does not count."""
+    wanted = _settings_that_matter(train.parse_arguments(arguments))
+    made = config["run"] | config["settings"]
+    if isinstance(made.get("sub_output"), bool):  # a run from when there was one kind of sub-outputs
+        made["sub_output"] = "decoder" if made["sub_output"] else "none"
+    for name, value in wanted.items():
+        if name in made and made[name] != value:
+            return f"{flag(name)} {made[name]}, not {value}"
+    return ""
+
+
+def remarks(results: Results) -> list[str]:
+    """What sets results apart from those that the same commands would give today."""
+    known = set(as_values(train.RunConfig(), hir.Settings()))
+    recorded = {name: set(result.config["run"] | result.config["settings"]) for name, result in results.items()}
+    older = [known - names for names in recorded.values() if known - names]
+    other = [f"{name} ({result.difference})" for name, result in results.items() if result.difference]
+    found = []
+    if older:
+        flags = ", ".join(f"`{flag(name)}`" for name in sorted(set().union(*older)))
+        found.append(f"{len(older)} of {len(results)} runs are from before these settings: {flags}.\n")
+    if other:
+        found.append(f"† made with other settings than those of today, --run makes them again: {'; '.join(other)}.\n")
+    return found
+
+
+def _settings_that_matter(s: train.AllSettings) -> dict:
+    """The settings that decide what a run measures, by name."""
+    values = as_values(s.run, s.method, *([s.ppo] if s.run.method == "ppo" else []))
+    if s.run.method == "none":
+        values = as_values(s.run) | {"max_new_tokens": s.method.max_new_tokens}
+    elsewhere = {"out", "resume", "explain", "data", "checkpoint"}  # where files lie, or what is printed
+    of_hir = {"alpha", "beta", "sub_output", "malformed", "contrastive"} if s.run.method != "hir" else set()
+    return {name: value for name, value in values.items() if name not in elsewhere | of_hir}
+
+
+# --- Making -----------------------------------------------------------------------------------------------------------
+
+
+def time_needed(missing: dict[str, list[str]], results: Results, jobs: int) -> str:
+    """How many runs there are to make, and how long they may take, judged by finished ones of the same method."""
+    seconds: dict[str, list[float]] = {}
+    for result in results.values():
+        seconds.setdefault(result.config["run"]["method"], []).append(result.seconds()[-1])
+    everything = [value for values in seconds.values() for value in values] or [120.0]
+    methods = [train.parse_arguments(arguments).run.method for arguments in missing.values()]
+    expected = sum(statistics.mean(seconds.get(method, everything)) + 4 for method in methods)  # 4 to start
+    basis = f"judged by {len(results)} finished ones" if results else "at a guess of two minutes each"
+    return f"{len(missing)} runs to make, about {expected / 60 / jobs:.0f} min, {basis}"
+
+
+def make_runs(missing: dict[str, list[str]], runs: Path, results: Path, jobs: int) -> list[str]:
+    """Make these runs, or resume them, `jobs` at a time. Returns the names of those that failed."""
+    pool = concurrent.futures.ThreadPoolExecutor(jobs)
+    futures = {
+        name: pool.submit(_make_run, f"[{i}/{len(missing)}] {name}", arguments, runs / name, results, jobs)
+        for i, (name, arguments) in enumerate(missing.items(), start=1)
+    }
+    try:
+        return [name for name, future in futures.items() if not future.result()]
+    finally:  # also after Ctrl-C
+        pool.shutdown(cancel_futures=True)
+
+
+def _make_run(title: str, arguments: list[str], out: Path, results: Path, jobs: int) -> bool:
+    """Make one run and write its result. Returns whether it succeeded."""
+    print(title, flush=True)
+    resume = ["--resume"] if (out / "config.json").exists() else []
+    command = [sys.executable, str(REPOSITORY / "train.py"), *arguments, "--out", str(out), *resume]
+    # Runs side by side take a core each, and are silent.
+    beside = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL} if jobs > 1 else {}
+    if subprocess.run(command, check=False, **beside).returncode:
+        return False
+    results.mkdir(parents=True, exist_ok=True)
+    write_lines(results / f"{out.name}.jsonl", _lines_of_run(out))
+    return True
+
+
+# --- Estimates --------------------------------------------------------------------------------------------------------
+
+# 97.5 % points of Student's t for 1, 2, ... degrees of freedom
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]{self.note}"
+
+
+def over_seeds(shares: list[float], n: int) -> Estimate:
+    """The mean of some runs' accuracies on the same n questions.
+
+    Two things are left to chance: which questions are asked (Wilson's interval for n of them; all runs are asked the
+    same, so more runs do not narrow it) and what a run draws (Student's interval over the runs, if there are several).
+    The two parts of the interval add up like independent errors.
+    """
+    mean = statistics.mean(shares)
+    low, high = wilson(mean, n)
+    drawn = 0.0
+    if len(shares) > 1:
+        drawn = STUDENT[len(shares) - 2] * statistics.stdev(shares) / math.sqrt(len(shares))
+    return Estimate(
+        mean, max(0.0, mean - math.hypot(mean - low, drawn)), min(1.0, mean + math.hypot(high - mean, drawn))
+    )
+
+
+def average(estimates: list[Estimate | None]) -> Estimate | None:
+    """The mean over tasks, whose errors are independent; None unless all are there."""
+    if not all(estimates):
+        return None
+    mean = statistics.mean(e.mean for e in estimates)
+    low, high = (math.hypot(*(getattr(e, end) - e.mean for e in estimates)) / len(estimates) for end in ("low", "high"))
+    return Estimate(mean, mean - low, mean + high)
+
+
+def lead(ours: Estimate | None, others: list[Estimate | None]) -> Estimate | None:
+    """How far ours is ahead of the best other, as if independent; the test questions are shared, so this is too wide."""
+    if not ours or not all(others):
+        return None
+    best = max(others, key=lambda e: e.mean)
+    low, high = (
+        math.hypot(ours.mean - ours.low, best.high - best.mean),
+        math.hypot(ours.high - ours.mean, best.mean - best.low),
+    )
+    return Estimate(ours.mean - best.mean, ours.mean - best.mean - low, ours.mean - best.mean + high)
+
+
+def measured(
+    results: Results, names: list[str], key: str = "correct", line: int = -1, task: str = ""
+) -> Estimate | None:
+    """The estimate from those of the named runs that are finished, with a note if not all are; None if none is."""
+    found = [results[name] for name in names if name in results]
+    shares = [result.value(key, line, task) for result in found]
+    if not shares or None in shares:
+        return None
+    note = " †" if any(result.difference for result in found) else ""
+    note += f" ({len(found)} of {len(names)} runs)" if len(found) < len(names) else ""
+    return replace(over_seeds(shares, found[0].n(task)), note=note)
+
+
+# --- Pictures ---------------------------------------------------------------------------------------------------------
+
+# One color per method in all pictures, told apart by readers with any color vision (Okabe and Ito, 2008).
+COLORS = {"fine-tuning": "#000000", "PPO": "#0072B2", "FARL": "#009E73", "HIR": "#D55E00", "all tasks": "#777777"}
+CYCLE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+STYLE = {
+    "figure.dpi": 150, "font.size": 8, "axes.titlesize": 8, "axes.titlelocation": "left", "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "axes.formatter.useoffset": False, "grid.alpha": 0.25,
+    "axes.axisbelow": True, "legend.frameon": False,
+}  # fmt: skip
+SHARES = {  # keys of metrics.jsonl, by what they mean
+    "correct": "asked for the correct answer: right",
+    "malformed_correct": "asked for the correct answer: malformed",
+    "right_share": "right samples",
+    "wrong": "asked for a wrong answer: right all the same",
+    "obeyed": "asked for a wrong answer: obeyed",
+    "malformed": "asked for a wrong answer: malformed",
+}
+AXES = {"iteration": "iteration", "sampled": "sampled outputs", "seconds": "seconds"}
+Curve = tuple[list[float], list[float]]
+
+
+def curve(result: Result, key: str = "correct", task: str = "", over: str = "sampled") -> Curve:
+    """What a run measured after each iteration, a share of SHARES in % or a loss, where it did; `over`: a key of AXES."""
+    values = [result.value(key, i, task) for i in range(len(result.lines))]
+    places = result.seconds() if over == "seconds" else [line[over] for line in result.lines]
+    scale = 100 if key in SHARES else 1
+    known = [(x, scale * y) for x, y in zip(places, values, strict=True) if y is not None]
+    return [x for x, _ in known], [y for _, y in known]
+
+
+def draw_curves(path: Path, panels: dict[str, dict[str, list[Curve]]], over: str, columns: int = 3) -> None:
+    """Curves as small multiples: title -> label -> curves. One color per label; of several curves, thin, the mean is thick.
+
+    A method that samples nothing has no curve over sampled outputs: a dashed line shows where it ends.
+    """
+    panels = {title: found for title, curves in panels.items() if (found := _not_empty(curves))}
+    labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
+    colors = {label: COLORS.get(label, CYCLE[i % len(CYCLE)]) for i, label in enumerate(labels)}
+    with plt.rc_context(STYLE):
+        figure, axes = _panels(len(panels), columns, 2.1)
+        for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+            for label, found in curves.items():
+                if over == "sampled" and not any(x[-1] for x, _ in found):
+                    end = statistics.mean(y[-1] for _, y in found)
+                    axis.axhline(end, color=colors[label], linestyle="--", label=label, linewidth=1)
+                    continue
+                for x, y in found if len(found) > 1 else ():
+                    axis.plot(x, y, color=colors[label], alpha=0.35, linewidth=0.7)
+                x, y = (list(map(statistics.mean, zip(*rows, strict=False))) for rows in zip(*found, strict=True))
+                axis.plot(x, y, color=colors[label], linewidth=1.6, label=label, marker="o", markersize=2.5)
+            axis.set_title(title.replace("_", " "))
+            axis.set_xlabel(AXES[over])
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            if not title.startswith("training: "):
+                axis.set_ylim(-2, 102)
+                axis.set_ylabel("%")
+        _save(figure, axes, path)
+
+
+def _not_empty(curves: dict[str, list[Curve]]) -> dict[str, list[Curve]]:
+    kept = {label: [curve for curve in found if curve[0]] for label, found in curves.items()}
+    return {label: found for label, found in kept.items() if found}
+
+
+def draw_shares(path: Path, panels: dict[str, dict[str, tuple]]) -> None:
+    """Title -> label -> shares (correct, wrong, obeyed, malformed): the last three as a bar, the first as a point.
+
+    Where obeyed and malformed are not recorded, what is not right is left blank.
+    """
+    parts = {"right all the same": "#0072B2", "obeyed": "#E69F00", "malformed": "#BBBBBB"}
+    with plt.rc_context(STYLE):
+        figure, axes = _panels(len(panels), 3, 1.5)
+        for axis, (title, methods) in zip(axes, panels.items(), strict=False):
+            labels = list(methods)[::-1]
+            left = [0.0] * len(labels)
+            for i, (part, color) in enumerate(parts.items(), start=1):
+                widths = [100 * (methods[label][i] or 0) for label in labels]
+                label = f"asked for a wrong answer: {part}" if any(widths) else None
+                axis.barh(labels, widths, left=left, color=color, label=label, height=0.6)
+                left = [a + b for a, b in zip(left, widths, strict=True)]
+            correct = [100 * methods[label][0] for label in labels]
+            axis.plot(correct, labels, "D", color="#000000", markersize=4, label="asked for the correct answer: right")
+            axis.set_title(title.replace("_", " "))
+            axis.set_xlim(0, 103)
+            axis.set_xlabel("% of the test questions")
+            axis.grid(axis="y", visible=False)
+        _save(figure, axes, path)
+
+
+def _panels(count: int, columns: int, height: float) -> tuple[plt.Figure, list[Axes]]:
+    columns = min(columns, max(1, count))
+    rows = max(1, -(-count // columns))
+    size = (3.2 * columns, height * rows + 0.5)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return figure, list(axes.flat)
+
+
+def _save(figure: plt.Figure, axes: list[Axes], path: Path) -> None:
+    """With one legend for all panels, above them."""
+    by_label = {handle.get_label(): handle for axis in axes for handle in axis.get_legend_handles_labels()[0]}
+    figure.legend(handles=list(by_label.values()), loc="outside upper center", ncols=4)
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)
+
+
+# --- One's own runs ---------------------------------------------------------------------------------------------------
+
+
+def panels_of(runs: Results, over: str, keys: list[str] | None = None) -> dict[str, dict[str, list[Curve]]]:
+    """The panels about some runs: of a single run each task is a curve, else each run is one, over all its tasks."""
+    losses = list(dict.fromkeys(name for run in runs.values() for line in run.lines for name in line["losses"]))
+    single = next(iter(runs.values())) if len(runs) == 1 else None
+    panels = {}
+    for key in keys or [*SHARES, *losses]:
+        if single and key in SHARES and key != "right_share":
+            curves = {task: [curve(single, key, task, over)] for task in single.lines[0]["tasks"]}
+        else:
+            curves = {"all tasks" if single else name: [curve(run, key, "", over)] for name, run in runs.items()}
+        panels[SHARES.get(key, f"training: {key}")] = curves
+    return panels
+
+
+def table_of(runs: Results) -> str:
+    """For a terminal, a row per task and run: accuracy before and after, the shares under the wrong instruction."""
+    header = ("", "before", "after", "wrong", "obeyed", "malformed", "samples", "sampled", "seconds")
+    tasks = list(dict.fromkeys(task for run in runs.values() for task in run.lines[0]["tasks"]))
+    rows = []
+    for task in [*tasks, ""] if len(tasks) > 1 else tasks:
+        rows += [(task or "all tasks",)] if len(runs) > 1 else []
+        for name, run in runs.items():
+            if task in ("", *run.lines[0]["tasks"]):
+                keys = ("correct", "wrong", "obeyed", "malformed", "right_share")
+                shares = map(percent, [run.value("correct", 0, task), *(run.value(key, -1, task) for key in keys)])
+                label = f"  {name}" if len(runs) > 1 else task or "all tasks"
+                rows.append((label, *shares, f"{run.lines[-1]['sampled']:,}", f"{run.seconds()[-1]:.0f}"))
+    width = max(len(label) for label, *_ in rows)
+    lines = [
+        label.ljust(width) + "".join(f" {cell:>{len(title)}}" for cell, title in zip(cells, header[1:], strict=False))
+        for label, *cells in (header, *rows)
+    ]
+    return "\n".join(line.rstrip() for line in lines)
