@@ -2,7 +2,7 @@
 
     load("word_sorting", "official")          the official examples, downloaded once
     load("word_sorting", "benchmark_tasks")   the same from a directory laid out like BIG-bench's benchmark_tasks
-    generate("word_sorting", 1000, seed=0)    new ones in the same format (generators.py)
+    generate("word_sorting", 1000, seed=0)    new ones in the same format (support/grammars)
 
 Questions are worded as in the authors' code (commit b598587). One thing differs on purpose: options are shuffled unless
 `option_order="official"`, because the file of date_understanding lists the right option first in 364 of 369 examples.
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from generators import GENERATORS
+from support.grammars import GENERATORS
 
 # Directory under benchmark_tasks -> SHA-256 of the official task.json in it.
 _SHA256 = {
@@ -250,7 +250,7 @@ def generate(task: str, n: int, seed: int, part: str = "train", level: float | N
 
     part: a question belongs to "test" if a hash of its text, options left out, is divisible by 5, else to "train". So
         what any seed generates for training shares no question with what any seed generates for testing.
-    level: None for the official sizes, from 0 to 1 for easier relatives (generators.py).
+    level: None for the official sizes, from 0 to 1 for easier relatives (support/grammars).
     """
     if task not in TASKS:
         raise TaskError(f'there is no task "{task}": choose from {", ".join(TASKS)}')
