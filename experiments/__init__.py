@@ -1,0 +1,1 @@
+"""Programs beside train.py, run as python -m experiments.NAME."""

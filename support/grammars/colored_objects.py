@@ -25,7 +25,7 @@ def write(things: Things) -> str:
 
 def growing(things: Things, holds) -> tuple[int, str]:
     """How many of the things fulfil a condition, and the steps: `red pen: one, blue mug: one, gold cup: two`."""
-    sums = [0, *accumulate(holds(color) for color, _ in things)]
+    sums = [0, *accumulate(int(holds(color)) for color, _ in things)]
     steps = [f"{' '.join(thing)}: {NUMBER[total]}" for thing, total in zip(things, sums[1:], strict=True)]
     return sums[-1], ", ".join(steps) or NUMBER[0]
 
@@ -72,7 +72,7 @@ def about_a_row(topic: str, things: Things, noun: str) -> dict:
                 steps = f"{write(things)}; {NUMBER[i]} to the left, {NUMBER[last - i]} to the right; {write([far])}"
                 questions[f"{what} furthest from the {it}?"] = (far[0], steps)
             for end, part in (("left", things[:i]), ("right", things[i + 1 :])) if topic == "non" else ():
-                for asked in {c for c, _ in things}:
+                for asked, _ in things:
                     question = f"How many non-{asked} {noun}s do you see to the {end} of the {it}?"
                     questions[question] = growing(part, lambda c, asked=asked: c != asked)
     return questions

@@ -21,10 +21,10 @@ def table(rows: list[dict]) -> str:
     return "".join(", ".join(map(str, row.values())) + "\n" for row in rows)
 
 
-def draw_rows(rng, called: list[str], heights: range, weights: range, count: int) -> list[dict]:
-    """Rows that share no value, so that every comparison has one answer."""
-    columns = {"name": called, "age": range(1, 16), "height": heights, "weight": weights}
-    values = zip(*(rng.sample(column, count) for column in columns.values()), strict=True)
+def draw_rows(rng, called: list[str], ages: list[int], heights: range, weights: range) -> list[dict]:
+    """A row for each age; they share no value, so that every comparison has one answer."""
+    columns = {"name": called, "age": ages, "height": heights, "weight": weights}
+    values = zip(*(rng.sample(column, len(ages)) for column in columns.values()), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in values]
 
 
@@ -71,7 +71,7 @@ def about_numbers(rng, rows: list[dict], animal: str, where: str) -> dict:
     """How many there are, or how many are older, younger, heavier or lighter: a count grows."""
 
     def counting(question: str, fields: list[str], holds) -> dict:
-        sums = list(accumulate(holds(row) for row in rows))
+        sums = list(accumulate(int(holds(row)) for row in rows))
         values = [" ".join(str(row[field]) for field in ("name", *fields)) for row in rows]
         steps = ", ".join(f"{value}: {NUMBER[total]}" for value, total in zip(values, sums, strict=True))
         return {question: (sums[-1], steps)} if sums[-1] else {}
@@ -101,8 +101,8 @@ def about_sums(rng, rows: list[dict], animal: str) -> tuple[dict, list]:
     return {question: (sums[-1], steps)}, [sums[-1] + (i - rank) * step for i in range(5)]
 
 
-def ask(rng, rows: list[dict], animal: str, where: str, others: list[str]) -> tuple[tuple, list]:
-    """A question with its answer and steps, and the options."""
+def ask(rng, rows: list[dict], animal: str, where: str, others: list[dict]) -> tuple[tuple, list]:
+    """A question with its answer and steps, and the options; `others` are rows that make wrong ones."""
     topic, field = rng.choice(names("extreme extreme name number number value sum")), rng.choice(list(COMPARED))
     if topic == "sum":
         questions, options = about_sums(rng, rows, animal)
@@ -112,17 +112,18 @@ def ask(rng, rows: list[dict], animal: str, where: str, others: list[str]) -> tu
         questions = {question: about for question, about in questions.items() if about[0] in options}
     elif topic == "value":
         questions = {f"What is the {field} of {row['name']}?": (row[field], table([row]).strip()) for row in rows}
-        options = [row[field] for row in rows]
+        options = [row[field] for row in rows + others]
     else:
         questions = about_names(rows, animal) if topic == "name" else about_extremes(rows, field, animal)
-        options = [row["name"] for row in rows] + others
+        options = [row["name"] for row in rows + others]
     drawn = balanced(rng, questions)
     return drawn, options if drawn[1] in list(options)[:5] else [*list(options)[:4], drawn[1]]
 
 
 def penguins_in_a_table(rng, level: float | None) -> dict:
     """A table of penguins, some change to it, and a question."""
-    *penguins, new = draw_rows(rng, PENGUINS, range(40, 100, 5), range(9, 20), 5)
+    ages = rng.sample(range(1, 16), 10)
+    *penguins, new = draw_rows(rng, PENGUINS, ages[:5], range(40, 100, 5), range(9, 20))
     penguins = penguins[: 4 if level is None else rng.randint(2, 4)]
     one, two, three = rng.choices(penguins, k=3)
     prefix = (
@@ -141,11 +142,11 @@ def penguins_in_a_table(rng, level: float | None) -> dict:
         text += f"\nWe then delete the penguin named {gone[0]['name']} from the table.\n"
     rows, animal, where = penguins, "penguin", "there in the table"
     if level is None and rng.random() < 0.25:
-        giraffes = draw_rows(rng, GIRAFFES, range(300, 500, 10), range(500, 700, 10), 4)
+        *giraffes, other = draw_rows(rng, GIRAFFES, ages[5:], range(300, 500, 10), range(500, 700, 10))
         text += f"And here is a similar table, but listing giraffes:\n\nname, age, height (cm), weight (kg)\n{table(giraffes)}"
         rows, animal = rng.choice(((penguins, "penguin"), (giraffes, "giraffe"), (penguins + giraffes, "animal")))
         where = "there in the tables" if animal != "animal" else "listed in the tables"
-    others = [row["name"] for row in (*gone, *([] if new in penguins else [new]))]
+    others = [other] if animal == "giraffe" else [*gone, *([] if new in penguins else [new])]
     (question, answer, steps), options = ask(rng, rows, animal, where, others)
     return {
         "task_prefix": prefix,
