@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.grammars.deduction import DOMAINS
 
 import baselines
 import hir
@@ -17,7 +18,6 @@ from batching import Pair, group_by
 from bigbench_tasks import TASKS, answer_text, generate
 from conftest import SHARED
 from feedback import CORRECT, WRONG, is_correct
-from generators import DOMAINS
 from model_t5 import T5, T5Config, Tokenizer, load_checkpoint
 from test_hir import HERE, metrics, run, without_seconds
 

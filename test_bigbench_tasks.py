@@ -1,7 +1,4 @@
-"""Tests of bigbench_tasks.py and generators.py.
-
-The solvers below read nothing but the text of a question, and find its answers in another way than the generators did.
-"""
+"""Tests of bigbench_tasks.py."""
 
 import contextlib
 import http.server

@@ -221,7 +221,7 @@ def run_stage(name: str, stage: Stage, start: Path, out: Path, seed: int) -> Non
         now = time.monotonic()
         progress.seconds, begin = progress.seconds + now - begin, now
         if progress.step % REPORT_STEPS == 0:
-            tested = test(average, tokenizer) if progress.step % TEST_STEPS == 0 or progress.step == stage.steps else {}
+            tested = test(average, tokenizer, stage) if progress.step % TEST_STEPS == 0 or progress.step == stage.steps else {}
             report(out, name, progress, learning_rate(stage, progress.step), losses, tested)
             losses, begin = [], time.monotonic()
         if rank == 0 and (now - saved > SAVE_SECONDS or progress.step >= stage.steps):
@@ -232,17 +232,18 @@ def run_stage(name: str, stage: Stage, start: Path, out: Path, seed: int) -> Non
             saved = now
 
 
-def test(model: T5, tokenizer: Tokenizer) -> dict[str, dict[str, float]]:
-    """Accuracy of greedy outputs on test questions, under the two instructions that HIR will use."""
+def test(model: T5, tokenizer: Tokenizer, stage: Stage) -> dict[str, dict[str, float]]:
+    """Accuracy of greedy outputs on test questions, under the instructions that HIR will use."""
+    asked = {"correct": CORRECT, "wrong": WRONG} if stage.asked_wrong else {"correct": CORRECT}
     shares = {}
     for task in TASKS:
         examples = generate(task, TEST_QUESTIONS, seed=1, part="test")
         shares[task] = {}
-        for instruction in (CORRECT, WRONG):
+        for name, instruction in asked.items():
             texts = [prompt(instruction, example.question) for example in examples]
             outputs = sample(model, tokenizer, texts, temperature=0, max_new_tokens=112)
             right = [is_correct(output, example) for (output,), example in zip(outputs, examples, strict=True)]
-            shares[task]["correct" if instruction == CORRECT else "wrong"] = sum(right) / len(right)
+            shares[task][name] = sum(right) / len(right)
     return shares
 
 
@@ -265,7 +266,13 @@ def make_initial(directory: Path, size: str, seed: int) -> None:
     examples = [example for task in TASKS if task != "word_sorting" for example in generate(task, 3000, seed=0)]
     texts = [prompt("", example.question) for example in examples]
     texts += [f"{example.steps}. So the answer is {answer_text(example)}" for example in examples]
-    texts += 10 * [*ASK_RIGHT, *ASK_WRONG, CORRECT, WRONG, *(e.question[:50] for e in generate("word_sorting", 1, seed=0))]
+    texts += 10 * [
+        *ASK_RIGHT,
+        *ASK_WRONG,
+        CORRECT,
+        WRONG,
+        *(e.question[:50] for e in generate("word_sorting", 1, seed=0)),
+    ]
     (directory / "spiece.model").write_bytes(vocabulary(texts))
     tokenizer = Tokenizer(directory / "spiece.model", extra_ids=0)
     save_checkpoint(directory, initial_model(size, tokenizer.vocab_size, seed), tokenizer)

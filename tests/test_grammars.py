@@ -355,10 +355,8 @@ def test_steps_end_at_the_answer(task):
             assert (end.split()[0] == re.search(r"(\w+)\?", example.question)[1]) == (answer == "yes")
         elif task == "penguins_in_a_table" and not answer.isdigit():  # the value to look for, or the names
             value = end.split()[-1]
-            assert (
-                answer in end
-                or (answer in example.steps
-                and (not value.isdigit() or f"{answer} {value}" in example.steps))
+            assert answer in end or (
+                answer in example.steps and (not value.isdigit() or f"{answer} {value}" in example.steps)
             )
         else:
             assert mentions(end if task != "penguins_in_a_table" else example.steps, answer), example

@@ -22,7 +22,9 @@ def move(day: date, years: int = 0, months: int = 0, days: int = 0) -> tuple[dat
     """Another day, and the steps that lead there; ValueError where there is none, such as a month after January 31."""
     if years or months:
         year, month = divmod(day.year * 12 + day.month - 1 + months, 12)
-        return day.replace(year=year + years, month=month + 1), f"{years:+03} years" if years else f"{months:+03} months"
+        return day.replace(
+            year=year + years, month=month + 1
+        ), f"{years:+03} years" if years else f"{months:+03} months"
     year, month, number, work = day.year, day.month, day.day, []
     if days < 0:
         while number + days < 1:  # borrow the month before
@@ -115,7 +117,9 @@ def wrong_days(rng, day: date, count: int) -> list[date]:
         near = rng.choice(days[-3:])  # were all counted from the right day, it would show as their middle
         how = rng.choice(("days", "days", "month", "year", "anything"))
         if how == "days":
-            near = date.fromordinal(near.toordinal() + rng.choice((-1, 1)) * rng.choice((1, 1, 2, 3, 7, 10, rng.randint(1, 30))))
+            near = date.fromordinal(
+                near.toordinal() + rng.choice((-1, 1)) * rng.choice((1, 1, 2, 3, 7, 10, rng.randint(1, 30)))
+            )
         if how in ("month", "anything"):
             near = near.replace(month=rng.randint(1, 12), day=min(near.day, 28))
         if how in ("year", "anything"):
@@ -131,7 +135,9 @@ def date_understanding(rng, level: float | None) -> dict:
             d = date(rng.randint(1900, 2030), rng.randint(1, 12), rng.randint(1, 31))
             tell = rng.choice(TODAYS[: None if level is None else 8])
             asked = rng.choice(list(ASKED)[: None if level is None else 3])
-            text, named, distance = tell(d, rng.randint(2, 9), f"{d.month}/{d.day}/{d.year}", f"{d:%b} {d.day}, {d.year}")
+            text, named, distance = tell(
+                d, rng.randint(2, 9), f"{d.month}/{d.day}/{d.year}", f"{d:%b} {d.day}, {d.year}"
+            )
             today, to_today = move(named, **distance) if distance else (named, "")
             answer, to_answer = move(today, **ASKED[asked]) if ASKED[asked] else (today, "")
             break
