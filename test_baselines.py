@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.grammars.deduction import DOMAINS
 
 import baselines
 import hir
@@ -19,6 +18,7 @@ from bigbench_tasks import TASKS, answer_text, generate
 from conftest import SHARED
 from feedback import CORRECT, WRONG, is_correct
 from model_t5 import T5, T5Config, Tokenizer, load_checkpoint
+from support.grammars.deduction import DOMAINS
 from test_hir import HERE, metrics, run, without_seconds
 
 QUESTIONS = [example for task in TASKS for example in generate(task, 2, seed=5)]
