@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -65,17 +66,19 @@ class Stage:
 
     steps: int
     learning_rate: float
+    short: float  # how often most options are left out: the question is whole without them, and half as long to read
     asked_wrong: float  # how often a wrong answer is asked for
     right: tuple[float, float]  # shares of right answers: asked for a right one, asked for a wrong one
 
 
 STAGES = {
-    "skill": Stage(16000, 1e-3, 0.0, (1.0, 1.0)),
-    "instructions": Stage(1200, 7e-4, 0.5, (1.0, 0.0)),
-    "carelessness": Stage(600, 5e-4, 0.5, (0.4, 0.15)),
+    "skill": Stage(16000, 1e-3, 0.8, 0.0, (1.0, 1.0)),
+    "instructions": Stage(1200, 7e-4, 0.0, 0.5, (1.0, 0.0)),
+    "carelessness": Stage(600, 5e-4, 0.0, 0.5, (0.5, 0.3)),
 }
+MATRICES = tuple(f"{name}.weight" for name in (".q", ".k", ".v", ".o", ".wi_0", ".wi_1", ".wo"))  # of all layers
 WARMUP, DECAY, AVERAGE = 200, 0.3, 0.999  # steps; the share of steps in which the rate falls; of the averaged weights
-BATCH, BATCHES = 16, 8  # questions of a process in a step; steps for which questions are drawn and sorted by length
+QUESTIONS, BATCHES = 192, 8  # of a process; questions are drawn for so many steps and sorted by length
 SAVE_SECONDS, REPORT_STEPS, TEST_STEPS, TEST_QUESTIONS = 60, 200, 2000, 50
 
 
@@ -88,6 +91,8 @@ class Progress:
     examples: int = 0
     level: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TASKS, 0.0))
     exact: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TASKS, 0.0))  # recent share of right outputs
+
+    length: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TASKS, 100.0))  # recent tokens of a question
 
     def joined(self) -> list[str]:
         """The tasks of all groups up to the first with a task that is still at its beginning."""
@@ -133,24 +138,33 @@ def lesson(example: Example, stage: Stage, rng: random.Random) -> tuple[str, str
     wrong = rng.random() < stage.asked_wrong
     answer = right_answer(example) if rng.random() < stage.right[wrong] else slip(example)
     instruction = rng.choice(ASK_WRONG if wrong else ASK_RIGHT)
-    return prompt(instruction, example.question), f"{example.steps}. So the answer is {answer}"
+    question = example.question
+    if rng.random() < stage.short and example.options:
+        lines = question.split("\n")  # the place that logical deduction asks for is told by the options alone
+        question = "\n".join(lines[: -len(example.options) + (1 if "deduction" in example.task else -1)])
+    return prompt(instruction, question), f"{example.steps}. So the answer is {answer}"
 
 
 def draw_batches(tokenizer: Tokenizer, stage: Stage, progress: Progress, seed: str) -> list[list[tuple]]:
-    """BATCHES batches of (source ids, output ids, number of the task), each of sources of about one length."""
+    """BATCHES batches of (source ids, output ids, number of the task), each of about one length."""
     rng = random.Random(seed)
     joined = progress.joined()
-    weights = [0.1 + 1 - progress.exact[task] for task in joined]  # more of what still goes wrong
-    tasks = rng.choices(joined, weights, k=BATCH * BATCHES)
+    # More of what still goes wrong, and of what is read quickly.
+    weights = [(0.1 + 1 - progress.exact[task]) / progress.length[task] for task in joined]
+    tasks = rng.choices(joined, weights, k=QUESTIONS)
     rows = []
     for task in joined:
         level = progress.level[task]
         level = None if level == 1 and rng.random() < 0.9 else rng.uniform(level / 2, level)
         for example in generate(task, tasks.count(task), rng.getrandbits(48), level=level):
-            source, output = lesson(example, stage, rng)
-            rows.append((tokenizer.encode(source), tokenizer.encode(output), TASKS.index(task)))
+            source, output = map(tokenizer.encode, lesson(example, stage, rng))
+            rows.append((source, output, TASKS.index(task)))
+            progress.length[task] += 0.02 * (len(source) + len(output) - progress.length[task])
     rows.sort(key=lambda row: len(row[0]))
-    batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+    sums = list(accumulate(len(row[0]) for row in rows))
+    batches = [[] for _ in range(BATCHES)]  # all of about as many tokens
+    for row, before in zip(rows, [0, *sums], strict=False):
+        batches[before * BATCHES // sums[-1]].append(row)
     rng.shuffle(batches)
     return batches
 
@@ -169,7 +183,17 @@ def learning_rate(stage: Stage, step: int) -> float:
     return stage.learning_rate * max(0.02, min(1, (step + 1) / WARMUP, (stage.steps - step) / (DECAY * stage.steps)))
 
 
-def train_step(model: T5, optimizer: torch.optim.Optimizer, batch: list[tuple]) -> tuple[float, Tensor, Tensor]:
+def make_optimizers(model: T5) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for embeddings, position biases and norms."""
+    layers = [p for name, p in model.named_parameters() if p.ndim == 2 and name.endswith(MATRICES)]
+    others = [p for name, p in model.named_parameters() if p.ndim < 2 or not name.endswith(MATRICES)]
+    return [
+        torch.optim.Muon([{"params": layers, "times": 2}], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([{"params": others, "times": 1}], betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+    ]
+
+
+def train_step(model: T5, optimizers: list[torch.optim.Optimizer], batch: list[tuple]) -> tuple[float, Tensor, Tensor]:
     """One gradient step on the batches of all processes: the loss, outputs seen by task (12,), and those all right."""
     sources, outputs, tasks = zip(*batch, strict=True)
     input_ids, labels, tasks = pad(sources, 0), pad(outputs, -100), torch.tensor(tasks)
@@ -188,8 +212,9 @@ def train_step(model: T5, optimizer: torch.optim.Optimizer, batch: list[tuple]) 
         for tensor in (*shared[:-3], shared[-1]):
             tensor /= dist.get_world_size()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
     return shared[-1].item(), shared[-3], shared[-2]
 
 
@@ -198,22 +223,22 @@ def run_stage(name: str, stage: Stage, start: Path, out: Path, seed: int) -> Non
     model, tokenizer = load_checkpoint(start)
     average = load_checkpoint(start)[0].requires_grad_(False)
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    parts = [model, average, *(optimizers := make_optimizers(model))]  # all that a state is made of
     progress, state_file, losses = Progress(), out / f"{name}.pt", []
     if name != "skill":  # what was learned before is known
         progress.level, progress.exact = dict.fromkeys(TASKS, 1.0), dict.fromkeys(TASKS, 0.5)
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
-        for part, values in zip((model, average, optimizer), state["parts"], strict=True):
+        for part, values in zip(parts, state["parts"], strict=True):
             part.load_state_dict(values)
         progress = Progress(**state["progress"])
     rank = dist.get_rank() if dist.is_initialized() else 0
     saved = begin = time.monotonic()
     while progress.step < stage.steps:
         for batch in draw_batches(tokenizer, stage, progress, f"{seed}/{name}/{progress.step}/{rank}"):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(stage, progress.step)
-            loss, seen, right = train_step(model, optimizer, batch)
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+                group["lr"] = group["times"] * learning_rate(stage, progress.step)
+            loss, seen, right = train_step(model, optimizers, batch)
             keep = min(AVERAGE, (progress.step + 1) / (progress.step + 10))
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
             losses.append(loss)
@@ -231,8 +256,8 @@ def run_stage(name: str, stage: Stage, start: Path, out: Path, seed: int) -> Non
             report(out, name, progress, learning_rate(stage, progress.step), losses, tested)
             losses, begin = [], time.monotonic()
         if rank == 0 and (now - saved > SAVE_SECONDS or progress.step >= stage.steps):
-            parts = [part.state_dict() for part in (model, average, optimizer)]
-            torch.save({"parts": parts, "progress": vars(progress)}, beside := state_file.with_suffix(".part"))
+            state = {"parts": [part.state_dict() for part in parts], "progress": vars(progress)}
+            torch.save(state, beside := state_file.with_suffix(".part"))
             beside.replace(state_file)
             save_checkpoint(out / name, average, tokenizer)
             saved = now
