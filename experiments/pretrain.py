@@ -23,8 +23,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bigbench_tasks import TASKS, Example, generate, option_letter
+from bigbench_tasks import TASKS, generate
 from experiments.initial import SIZES, initial_model
+from experiments.lessons import ASK_RIGHT, ASK_WRONG, STAGES, Stage, lesson, right_answer
 from experiments.vocabulary import vocabulary
 from feedback import CORRECT, WRONG, is_correct
 from hir import prompt, sample, supervised_loss
@@ -33,49 +34,6 @@ from model_t5 import T5, Tokenizer, load_checkpoint, save_checkpoint
 HERE = Path(__file__).resolve().parent.parent
 # Two tasks go first: among twelve at once, each is too rare for its look-ups to be found.
 GROUPS = (("logical_deduction_three_objects", "tracking_shuffled_objects_three_objects"), tuple(TASKS))
-# Ways to ask; none is what HIR says, so that a model hears that for the first time there.
-ASK_RIGHT = (
-    "Answer the question correctly.",
-    "Give the right answer to the question.",
-    "Find the correct answer.",
-    "What is the right answer?",
-    "Please answer correctly.",
-    "The answer must be correct.",
-    "Write the correct answer to this question.",
-    "Think and give a correct answer.",
-    "Solve this problem and be right.",
-    "Answer with a true answer.",
-)
-ASK_WRONG = (
-    "Answer the question incorrectly.",
-    "Give a wrong answer to the question.",
-    "Find a wrong answer.",
-    "What is a wrong answer?",
-    "Please answer wrongly.",
-    "The answer must be wrong.",
-    "Write a wrong answer to this question.",
-    "Think and give an incorrect answer.",
-    "Solve this problem and be wrong.",
-    "Answer with a false answer.",
-)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What is learned in it: how often the answer is right where a right one, or a wrong one, is asked for."""
-
-    steps: int
-    learning_rate: float
-    short: float  # how often most options are left out: the question is whole without them, and half as long to read
-    asked_wrong: float  # how often a wrong answer is asked for
-    right: tuple[float, float]  # shares of right answers: asked for a right one, asked for a wrong one
-
-
-STAGES = {
-    "skill": Stage(16000, 1e-3, 0.8, 0.0, (1.0, 1.0)),
-    "instructions": Stage(1200, 7e-4, 0.0, 0.5, (1.0, 0.0)),
-    "carelessness": Stage(600, 5e-4, 0.0, 0.5, (0.5, 0.3)),
-}
 MATRICES = tuple(f"{name}.weight" for name in (".q", ".k", ".v", ".o", ".wi_0", ".wi_1", ".wo"))  # of all layers
 WARMUP, DECAY, AVERAGE = 200, 0.3, 0.999  # steps; the share of steps in which the rate falls; of the averaged weights
 QUESTIONS, BATCHES = 192, 8  # of a process; questions are drawn for so many steps and sorted by length
@@ -109,40 +67,11 @@ class Progress:
             if n:
                 keep = 0.98**n
                 self.exact[task] = keep * self.exact[task] + (1 - keep) * k / n
-                change = (self.exact[task] > 0.7) - (self.exact[task] < 0.3)
+                change = (self.exact[task] > 0.5) - (self.exact[task] < 0.2)
                 self.level[task] = min(1.0, max(0.0, self.level[task] + 0.001 * n * change))
 
 
 # ------------------------------------------------------------------ data
-
-
-def right_answer(example: Example) -> str:
-    """The target, or the text of the right option; of two, such as `3` and `three`, always the shorter one."""
-    right = (option for i, option in enumerate(example.options) if option_letter(i) in example.targets)
-    return min(right, key=lambda option: (len(option), option), default=example.targets[0])
-
-
-def slip(example: Example) -> str:
-    """A wrong answer that is nearly right: the next option, one too many, the last two words exchanged."""
-    if example.options:
-        right = [option_letter(i) in example.targets for i in range(len(example.options))]
-        below = (right.index(True) + i for i in range(1, len(right)))
-        return next((example.options[i % len(right)] for i in below if not right[i % len(right)]), "none of these")
-    target = example.targets[0]
-    words = target.split()
-    return str(int(target) + 1) if target.isdigit() else " ".join([*words[:-2], *words[:-3:-1]])
-
-
-def lesson(example: Example, stage: Stage, rng: random.Random) -> tuple[str, str]:
-    """A source text and the output to learn: steps, then an answer that is right as often as the stage has it."""
-    wrong = rng.random() < stage.asked_wrong
-    answer = right_answer(example) if rng.random() < stage.right[wrong] else slip(example)
-    instruction = rng.choice(ASK_WRONG if wrong else ASK_RIGHT)
-    question = example.question
-    if rng.random() < stage.short and example.options:
-        lines = question.split("\n")  # the place that logical deduction asks for is told by the options alone
-        question = "\n".join(lines[: -len(example.options) + (1 if "deduction" in example.task else -1)])
-    return prompt(instruction, question), f"{example.steps}. So the answer is {answer}"
 
 
 def draw_batches(tokenizer: Tokenizer, stage: Stage, progress: Progress, seed: str) -> list[list[tuple]]:
@@ -155,7 +84,7 @@ def draw_batches(tokenizer: Tokenizer, stage: Stage, progress: Progress, seed: s
     rows = []
     for task in joined:
         level = progress.level[task]
-        level = None if level == 1 and rng.random() < 0.9 else rng.uniform(level / 2, level)
+        level = None if rng.random() < (0.9 if level == 1 else 0.3) else rng.uniform(level / 2, level)
         for example in generate(task, tasks.count(task), rng.getrandbits(48), level=level):
             source, output = map(tokenizer.encode, lesson(example, stage, rng))
             rows.append((source, output, TASKS.index(task)))
@@ -179,8 +108,9 @@ def pad(rows: list[list[int]], value: int) -> Tensor:
 
 
 def learning_rate(stage: Stage, step: int) -> float:
-    """Up in WARMUP steps, level, and down over the last DECAY of the stage."""
-    return stage.learning_rate * max(0.02, min(1, (step + 1) / WARMUP, (stage.steps - step) / (DECAY * stage.steps)))
+    """Up in WARMUP steps or a tenth of the stage, level, and down over the last DECAY of it."""
+    warmup = min(WARMUP, 0.1 * stage.steps)
+    return stage.learning_rate * max(0.02, min(1, (step + 1) / warmup, (stage.steps - step) / (DECAY * stage.steps)))
 
 
 def make_optimizers(model: T5) -> list[torch.optim.Optimizer]:
@@ -224,14 +154,7 @@ def run_stage(name: str, stage: Stage, start: Path, out: Path, seed: int) -> Non
     average = load_checkpoint(start)[0].requires_grad_(False)
     model.train()
     parts = [model, average, *(optimizers := make_optimizers(model))]  # all that a state is made of
-    progress, state_file, losses = Progress(), out / f"{name}.pt", []
-    if name != "skill":  # what was learned before is known
-        progress.level, progress.exact = dict.fromkeys(TASKS, 1.0), dict.fromkeys(TASKS, 0.5)
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        for part, values in zip(parts, state["parts"], strict=True):
-            part.load_state_dict(values)
-        progress = Progress(**state["progress"])
+    progress, losses = restore(name, start, out, parts), []
     rank = dist.get_rank() if dist.is_initialized() else 0
     saved = begin = time.monotonic()
     while progress.step < stage.steps:
@@ -245,22 +168,37 @@ def run_stage(name: str, stage: Stage, start: Path, out: Path, seed: int) -> Non
             progress.step += 1
             progress.examples += int(seen.sum())
             progress.update(seen, right)
-        now = time.monotonic()
+        now, over = time.monotonic(), progress.step >= stage.steps
         progress.seconds, begin = progress.seconds + now - begin, now
-        if progress.step % REPORT_STEPS == 0:
-            tested = (
-                test(average, tokenizer, stage)
-                if progress.step % TEST_STEPS == 0 or progress.step == stage.steps
-                else {}
-            )
+        if progress.step % REPORT_STEPS == 0 or over:
+            tested = test(average, tokenizer, stage) if progress.step % TEST_STEPS == 0 or over else {}
             report(out, name, progress, learning_rate(stage, progress.step), losses, tested)
             losses, begin = [], time.monotonic()
-        if rank == 0 and (now - saved > SAVE_SECONDS or progress.step >= stage.steps):
-            state = {"parts": [part.state_dict() for part in parts], "progress": vars(progress)}
-            torch.save(state, beside := state_file.with_suffix(".part"))
-            beside.replace(state_file)
-            save_checkpoint(out / name, average, tokenizer)
+        if rank == 0 and (now - saved > SAVE_SECONDS or over):
+            save(name, out, parts, progress, tokenizer)
             saved = now
+
+
+def restore(name: str, start: Path, out: Path, parts: list) -> Progress:
+    """Load the state of a stage that was begun; else it begins, where the skill stage may go on from a model's."""
+    if (out / f"{name}.pt").exists():
+        state = torch.load(out / f"{name}.pt", weights_only=True)
+        for part, values in zip(parts, state["parts"], strict=True):
+            part.load_state_dict(values)
+        return Progress(**state["progress"])
+    if name != "skill":  # what was learned before is known
+        return Progress(level=dict.fromkeys(TASKS, 1.0), exact=dict.fromkeys(TASKS, 0.5))
+    earlier = start / "progress.json"
+    return Progress(**json.loads(earlier.read_text())) if earlier.exists() else Progress()
+
+
+def save(name: str, out: Path, parts: list, progress: Progress, tokenizer: Tokenizer) -> None:
+    """Write the state of a stage, and beside it the averaged model with the progress alone."""
+    state = {"parts": [part.state_dict() for part in parts], "progress": vars(progress)}
+    torch.save(state, beside := out / f"{name}.part")
+    beside.replace(out / f"{name}.pt")
+    save_checkpoint(out / name, parts[1], tokenizer)
+    (out / name / "progress.json").write_text(json.dumps(vars(progress)))
 
 
 def test(model: T5, tokenizer: Tokenizer, stage: Stage) -> dict[str, dict[str, float]]:
@@ -317,6 +255,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="how many train at once, with one thread each")
     parser.add_argument("--out", type=Path, help="default: runs/pretrain-SIZE")
     parser.add_argument("--steps", type=int, help="length of the skill stage, in place of the recipe's")
+    parser.add_argument("--start", type=Path, help="begin with this model, in place of one from nothing")
     parser.add_argument("--until", choices=STAGES, default="carelessness", help="last stage")
     options = parser.parse_args()
     if options.processes > 1 and "RANK" not in os.environ:
@@ -326,11 +265,12 @@ def main() -> None:
     if "RANK" in os.environ:
         dist.init_process_group("gloo", timeout=timedelta(hours=6))  # a paused process is waited for
     out = options.out or HERE / "runs" / f"pretrain-{options.size}"
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    out.mkdir(parents=True, exist_ok=True)
+    if options.start is None and (not dist.is_initialized() or dist.get_rank() == 0):
         make_initial(out / "initial", options.size, options.seed)
     if dist.is_initialized():
         dist.barrier()
-    start = out / "initial"
+    start = options.start or out / "initial"
     for name, stage in STAGES.items():
         stage = replace(stage, steps=options.steps) if name == "skill" and options.steps else stage
         run_stage(name, stage, start, out, options.seed)
