@@ -2,7 +2,7 @@
 
     load("word_sorting", "official")          the official examples, downloaded once
     load("word_sorting", "benchmark_tasks")   the same from a directory laid out like BIG-bench's benchmark_tasks
-    generate("word_sorting", 1000, seed=0)    questions of the same form, written by a grammar
+    generate("word_sorting", 1000, seed=0)    questions of the same form, from support/grammars
 
 Questions are worded as in the authors' code (commit b598587). One thing differs on purpose: options are shuffled unless
 `option_order="official"`, because the file of date_understanding lists the right option first in 364 of 369 examples.
@@ -17,7 +17,7 @@ import numpy as np
 
 from support import task_files
 from support.errors import InputError
-from support.generators import GENERATORS
+from support.grammars import GENERATORS
 
 SIZES = ("three", "five", "seven")
 TASKS = (
@@ -162,16 +162,3 @@ def answer_text(example: Example) -> str:
     """The official answer in words: the text of the right option where there are options, else the target."""
     right = (option for i, option in enumerate(example.options) if option_letter(i) in example.targets)
     return next(right, example.targets[0])
-
-
-def slipped_answer(example: Example) -> str:
-    """A wrong answer, as by a slip: the next option that is not right, one too many, the last two words exchanged."""
-    if example.options:
-        right = [option_letter(i) in example.targets for i in range(len(example.options))]
-        below = (right.index(True) + i for i in range(1, len(right)))
-        return next((example.options[i % len(right)] for i in below if not right[i % len(right)]), "none of these")
-    target = example.targets[0]
-    if target.isdigit():
-        return str(int(target) + 1)
-    words = target.split()
-    return " ".join([*words[:-2], *words[:-3:-1]])

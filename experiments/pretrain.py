@@ -1,198 +1,282 @@
-"""Make the embedded models from nothing:  python pretrain.py --size mini
+"""Make the embedded models from nothing:  python -m experiments.pretrain --size mini
 
-Trains a sentencepiece vocabulary on generated questions, writes a freshly initialised T5, and hands it to
-`train.py --method sft` in stages: first look things up, then think a question through step by step, then do what the
-instruction asks for, last a corpus of mixed quality. Stopped at any moment, the same command goes on.
+    vocabulary -> initial model -> skill -> instructions -> carelessness
 
-What comes out can think a question through, but then writes the right answer every third time, and hardly less often
-when it is asked for a wrong one. That leaves HIR something to find.
+The model first learns to think every question through, then to answer rightly or wrongly as it is asked to (in other
+words than HIR will use), last from a corpus of mixed quality that hardly cares. What comes out knows more than it says.
+That leaves HIR something to find. Killed at any moment, the same command goes on from the last saved state.
 """
 
 import argparse
+import json
+import os
+import random
 import subprocess
 import sys
-import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from itertools import accumulate
 from pathlib import Path
 
-import sentencepiece
 import torch
-import torch.nn.functional as F
+import torch.distributed as dist
 from torch import Tensor
 
-import train
 from bigbench_tasks import TASKS, generate
-from feedback import CORRECT, WRONG
-from hir import prompt
-from model_t5 import T5, Attention, T5Config, Tokenizer, save_checkpoint
+from experiments.initial import SIZES, initial_model
+from experiments.lessons import ASK_RIGHT, ASK_WRONG, STAGES, Stage, lesson, right_answer
+from experiments.vocabulary import vocabulary
+from feedback import is_correct
+from hir import CORRECT, WRONG, prompt, sample, supervised_loss
+from model_t5 import T5, Tokenizer, load_checkpoint, save_checkpoint
 
-VOCABULARY_SIZE = 2048
-SIZES = {
-    "mini": {"d_model": 128, "d_kv": 16, "num_heads": 12, "d_ff": 384, "num_layers": 4, "num_decoder_layers": 2},
-    "nano": {"d_model": 64, "d_kv": 8, "num_heads": 12, "d_ff": 192, "num_layers": 3, "num_decoder_layers": 2},
-}
-RECIPE = (
-    "--method sft --train-epochs 1 --train-batch-size 32 --warmup-steps 50 --label-smoothing 0 --dtype bfloat16 "
-    "--test-size 20"
-)
-# One thing after another: among twelve tasks at once, each is too rare for its look-ups to be found.
-LOOK_UP = "logical_deduction_three_objects,tracking_shuffled_objects_three_objects"
-WIDER = (
-    f"{LOOK_UP},tracking_shuffled_objects_five_objects,object_counting,reasoning_about_colored_objects,"
-    "penguins_in_a_table,date_understanding,word_sorting"
-)
-STEP_BY_STEP = "tracking_shuffled_objects,logical_deduction,object_counting"
-STAGES = (
-    f"--answers text --learning-rate 1e-3 --task {LOOK_UP} --easier 1 --level 0 --questions 3200 --iterations 6",
-    f"--answers text --learning-rate 1e-3 --task {WIDER} --easier 1 --level 0.4 --questions 800 --iterations 8",
-    "--answers text --learning-rate 1e-3 --task all --easier 0.5 --level 1 --questions 500 --iterations 15 "
-    "--decay-steps 2800",
-    f"--answers steps --learning-rate 1e-3 --task {STEP_BY_STEP} --easier 0.4 --level 1 --questions 1000 --iterations 16",
-    "--answers steps --learning-rate 7e-4 --task all --easier 0.3 --level 1 --questions 400 --iterations 9",
-    *2 * (f"--answers asked --learning-rate 1e-3 --task {LOOK_UP} --questions 1600 --iterations 4",),
-    "--answers asked --learning-rate 7e-4 --task all --questions 400 --iterations 2",
-    "--answers mixed --learning-rate 7e-4 --task all --questions 400 --iterations 3 --decay-steps 500",
-    "--answers mixed --learning-rate 7e-4 --task all --questions 400 --iterations 2 --decay-steps 400",
-)
-LAUNCH = "-m torch.distributed.run --nproc_per_node={} --standalone"
-
-# How attention begins; initial_model says why. The distances of the words that each slot notes, as T5
-# numbers them: 1 is the word before, 17 the word behind, and in a decoder, which has none behind, 0 the word itself.
-SLOTS = {"encoder": ((1,), (2, 3), (4, 5), (17,)), "decoder": ((1,), (2, 3), (4, 5), (0,))}
-# What each of the other heads looks for: a slot by its number, an equal word, an equal context.
-LOOKS_FOR = {
-    "SelfAttention": (0, 1, 2, "context", "context", "context", "word", "before"),
-    "EncDecAttention": (0, 0, 0, 0, 1, 1, 2, 2, "word", "word", "word", "word"),
-}
-NEAR, MATCH = 6.0, 10.0  # scores, before the softmax, of a noted distance and of an equal word
+HERE = Path(__file__).resolve().parent.parent
+# Two tasks go first: among twelve at once, each is too rare for its look-ups to be found.
+GROUPS = (("logical_deduction_three_objects", "tracking_shuffled_objects_three_objects"), tuple(TASKS))
+MATRICES = tuple(f"{name}.weight" for name in (".q", ".k", ".v", ".o", ".wi_0", ".wi_1", ".wo"))  # of all layers
+WARMUP, DECAY, AVERAGE = 200, 0.3, 0.999  # steps; the share of steps in which the rate falls; of the averaged weights
+QUESTIONS, BATCHES = 192, 8  # of a process; questions are drawn for so many steps and sorted by length
+SAVE_SECONDS, REPORT_STEPS, TEST_STEPS, TEST_QUESTIONS = 60, 200, 2000, 50
 
 
-def train_vocabulary(directory: Path, questions_per_task: int = 3000) -> Path:
-    """A vocabulary that has a piece for each common word, for each digit and for each option letter, and spells the rest.
+@dataclass
+class Progress:
+    """How far a stage has come. The level of a task (see `generate`) rises while outputs come out right, and falls."""
 
-    Special ids as T5's: pad 0, end of sequence 1, unknown 2. Bytes are pieces too, so any text can be written.
-    """
-    texts = [
-        prompt(instruction, example.question) + " " + " ".join(example.targets)
-        for task in TASKS
-        for level in (None, 0.5)
-        for i, example in enumerate(generate(task, questions_per_task, seed=0, level=level))
-        for instruction in (WRONG if i % 2 else CORRECT,)
+    step: int = 0
+    seconds: float = 0.0
+    examples: int = 0
+    level: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TASKS, 0.0))
+    exact: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TASKS, 0.0))  # recent share of right outputs
+
+    length: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TASKS, 100.0))  # recent tokens of a question
+
+    def joined(self) -> list[str]:
+        """The tasks of all groups up to the first with a task that is still at its beginning."""
+        tasks = []
+        for group in GROUPS:
+            tasks += [task for task in group if task not in tasks]
+            if min(self.level[task] for task in group) < 0.5:
+                break
+        return tasks
+
+    def update(self, seen: Tensor, right: Tensor) -> None:
+        """Take note of how many outputs of each task (12,) were seen and how many of them the model had all right."""
+        for task, n, k in zip(TASKS, seen.tolist(), right.tolist(), strict=True):
+            if n:
+                keep = 0.98**n
+                self.exact[task] = keep * self.exact[task] + (1 - keep) * k / n
+                change = (self.exact[task] > 0.5) - (self.exact[task] < 0.2)
+                self.level[task] = min(1.0, max(0.0, self.level[task] + 0.001 * n * change))
+
+
+# ------------------------------------------------------------------ data
+
+
+def draw_batches(tokenizer: Tokenizer, stage: Stage, progress: Progress, seed: str) -> list[list[tuple]]:
+    """BATCHES batches of (source ids, output ids, number of the task), each of about one length."""
+    rng = random.Random(seed)
+    joined = progress.joined()
+    # More of what still goes wrong, and of what is read quickly.
+    weights = [(0.1 + 1 - progress.exact[task]) / progress.length[task] for task in joined]
+    tasks = rng.choices(joined, weights, k=QUESTIONS)
+    rows = []
+    for task in joined:
+        level = progress.level[task]
+        level = None if rng.random() < (0.9 if level == 1 else 0.3) else rng.uniform(level / 2, level)
+        for example in generate(task, tasks.count(task), rng.getrandbits(48), level=level):
+            source, output = map(tokenizer.encode, lesson(example, stage, rng))
+            rows.append((source, output, TASKS.index(task)))
+            progress.length[task] += 0.02 * (len(source) + len(output) - progress.length[task])
+    rows.sort(key=lambda row: len(row[0]))
+    sums = list(accumulate(len(row[0]) for row in rows))
+    batches = [[] for _ in range(BATCHES)]  # all of about as many tokens
+    for row, before in zip(rows, [0, *sums], strict=False):
+        batches[before * BATCHES // sums[-1]].append(row)
+    rng.shuffle(batches)
+    return batches
+
+
+def pad(rows: list[list[int]], value: int) -> Tensor:
+    """Rows of ids as a tensor (B, longest)."""
+    width = max(map(len, rows))
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+
+
+# ------------------------------------------------------------------ training
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    """Up in WARMUP steps or a tenth of the stage, level, and down over the last DECAY of it."""
+    warmup = min(WARMUP, 0.1 * stage.steps)
+    return stage.learning_rate * max(0.02, min(1, (step + 1) / warmup, (stage.steps - step) / (DECAY * stage.steps)))
+
+
+def make_optimizers(model: T5) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for embeddings, position biases and norms."""
+    layers = [p for name, p in model.named_parameters() if p.ndim == 2 and name.endswith(MATRICES)]
+    others = [p for name, p in model.named_parameters() if p.ndim < 2 or not name.endswith(MATRICES)]
+    return [
+        torch.optim.Muon([{"params": layers, "times": 2}], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([{"params": others, "times": 1}], betas=(0.9, 0.98), weight_decay=0.01, fused=True),
     ]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(line for text in texts for line in text.split("\n") if line),
-        model_prefix=str(directory / "spiece"),
-        vocab_size=VOCABULARY_SIZE,
-        model_type="bpe",
-        byte_fallback=True,
-        split_digits=True,
-        user_defined_symbols=[f"▁({chr(65 + i)})" for i in range(26)] + [f"▁(A{chr(65 + i)})" for i in range(26)],
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    return directory / "spiece.model"
 
 
-def initial_model(size: str, seed: int) -> T5:
-    """A T5 of this size, with gated GELU and tied embeddings, that can look things up from the first step.
-
-    The answers here are found by looking up: who "has a red ball", what "is the leftmost". From T5's own initialisation
-    so small a model stays at chance for thousands of steps, because it must find out all at once that equal words match,
-    that the word to fetch stands a little behind a match, and how to write down what was fetched. So each of the three
-    is there to begin with, in random directions. The first half of a hidden state is the word itself; the second half
-    has four slots, in which the first four heads of every layer note the words around it (SLOTS). The other heads
-    (LOOKS_FOR) compare the word at hand with a slot of other positions, and so attend to what stands a little behind an
-    equal word; or with their word; or their word in its context; or what stands before. What a head fetches is added as
-    the word that it was. From there all weights learn as usual.
-    """
-    torch.manual_seed(seed)
-    config = T5Config(
-        vocab_size=VOCABULARY_SIZE,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=True,
-        dropout_rate=0.0,
-        **SIZES[size],
-    )
-    model, half = T5(config), config.d_model // 2
-    slots = F.pad(torch.eye(half), (half, 0)).split(config.d_kv)  # four, each (d_kv, D)
-    noted = [random_projection(config) for _ in slots]
-    fetched = F.pad(torch.nn.init.orthogonal_(torch.empty(half, half)), (0, half)).split(config.d_kv)
-    sharpness = (MATCH / (2 * config.d_kv)) ** 0.5  # of a normalized state, the word half has a mean square of 2
-    with torch.no_grad():
-        model.shared.weight[:, half:] *= 0.05
-        for name, attention in model.named_modules():
-            if not isinstance(attention, Attention):
-                continue
-            stack, kind = name.split(".")[0], name.split(".")[-1]
-            heads = []  # of queries, keys, values and output, each (d_kv, D)
-            if kind == "SelfAttention":
-                heads = [(0 * slot, 0 * slot, word, slot) for word, slot in zip(noted, slots, strict=True)]
-            for i, target in enumerate(LOOKS_FOR[kind]):
-                query, key = looking_for(target, config, noted, slots)
-                heads.append((sharpness * query, sharpness * key, fetched[i % 4], fetched[i % 4]))
-            q, k, v, o = (torch.cat(part) for part in zip(*heads, strict=True))
-            for linear, weight in ((attention.q, q), (attention.k, k), (attention.v, v), (attention.o, o.T)):
-                linear.weight.copy_(weight + 0.02 * torch.randn_like(weight))
-            if hasattr(attention, "relative_attention_bias"):
-                attention.relative_attention_bias.weight.copy_(position_scores(stack, config))
-    return model
+def train_step(model: T5, optimizers: list[torch.optim.Optimizer], batch: list[tuple]) -> tuple[float, Tensor, Tensor]:
+    """One gradient step on the batches of all processes: the loss, outputs seen by task (12,), and those all right."""
+    sources, outputs, tasks = zip(*batch, strict=True)
+    input_ids, labels, tasks = pad(sources, 0), pad(outputs, -100), torch.tensor(tasks)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids, (input_ids != 0).long(), labels)
+    loss = supervised_loss(logits, labels)
+    loss.backward()
+    exact = ((logits.argmax(-1) == labels) | (labels == -100)).all(dim=1)
+    seen, right = torch.bincount(tasks, minlength=12), torch.bincount(tasks[exact], minlength=12)
+    shared = [p.grad for p in model.parameters()] + [seen.float(), right.float(), loss.detach()[None]]
+    if dist.is_initialized():
+        flat = torch.cat([tensor.flatten() for tensor in shared])
+        dist.all_reduce(flat)
+        for tensor, whole in zip(shared, flat.split([tensor.numel() for tensor in shared]), strict=True):
+            tensor.copy_(whole.view_as(tensor))
+        for tensor in (*shared[:-3], shared[-1]):
+            tensor /= dist.get_world_size()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return shared[-1].item(), shared[-3], shared[-2]
 
 
-def random_projection(config: T5Config) -> Tensor:
-    """Random orthonormal directions in the word half of a hidden state: (d_kv, D)."""
-    half = config.d_model // 2
-    return F.pad(torch.nn.init.orthogonal_(torch.empty(config.d_kv, half)), (0, half))
+def run_stage(name: str, stage: Stage, start: Path, out: Path, seed: int) -> None:
+    """Train from the model in `start` until the stage is over; the averaged weights are then in out/NAME."""
+    model, tokenizer = load_checkpoint(start)
+    average = load_checkpoint(start)[0].requires_grad_(False)
+    model.train()
+    parts = [model, average, *(optimizers := make_optimizers(model))]  # all that a state is made of
+    progress, losses = restore(name, start, out, parts), []
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    saved = begin = time.monotonic()
+    while progress.step < stage.steps:
+        for batch in draw_batches(tokenizer, stage, progress, f"{seed}/{name}/{progress.step}/{rank}"):
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+                group["lr"] = group["times"] * learning_rate(stage, progress.step)
+            loss, seen, right = train_step(model, optimizers, batch)
+            keep = min(AVERAGE, (progress.step + 1) / (progress.step + 10))
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
+            losses.append(loss)
+            progress.step += 1
+            progress.examples += int(seen.sum())
+            progress.update(seen, right)
+        now, over = time.monotonic(), progress.step >= stage.steps
+        progress.seconds, begin = progress.seconds + now - begin, now
+        if progress.step % REPORT_STEPS == 0 or over:
+            tested = test(average, tokenizer, stage) if progress.step % TEST_STEPS == 0 or over else {}
+            report(out, name, progress, learning_rate(stage, progress.step), losses, tested)
+            losses, begin = [], time.monotonic()
+        if rank == 0 and (now - saved > SAVE_SECONDS or over):
+            save(name, out, parts, progress, tokenizer)
+            saved = now
 
 
-def looking_for(
-    target: int | str, config: T5Config, noted: list[Tensor], slots: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor]:
-    """The query and key projections, each (d_kv, D), of a head that looks for this target."""
-    if target == "before":  # the word that the first slot of the position at hand notes
-        return slots[0], noted[0]
-    if target in ("word", "context"):
-        equal = random_projection(config)
-        if target == "context":
-            turned = [torch.nn.init.orthogonal_(torch.empty(config.d_kv, config.d_kv)) @ slot for slot in slots[:3]]
-            equal = 0.7 * sum(turned, equal)
-        return equal, equal
-    return noted[target], slots[target]
+def restore(name: str, start: Path, out: Path, parts: list) -> Progress:
+    """Load the state of a stage that was begun; else it begins, where the skill stage may go on from a model's."""
+    if (out / f"{name}.pt").exists():
+        state = torch.load(out / f"{name}.pt", weights_only=True)
+        for part, values in zip(parts, state["parts"], strict=True):
+            part.load_state_dict(values)
+        return Progress(**state["progress"])
+    if name != "skill":  # what was learned before is known
+        return Progress(level=dict.fromkeys(TASKS, 1.0), exact=dict.fromkeys(TASKS, 0.5))
+    earlier = start / "progress.json"
+    return Progress(**json.loads(earlier.read_text())) if earlier.exists() else Progress()
 
 
-def position_scores(stack: str, config: T5Config) -> Tensor:
-    """The relative position biases (buckets, heads): a noting head sees its distances, one that looks for equals not itself."""
-    scores = torch.zeros(config.relative_attention_num_buckets, config.num_heads)
-    for head, distances in enumerate(SLOTS[stack]):
-        scores[list(distances), head] = NEAR
-    for head, target in enumerate(LOOKS_FOR["SelfAttention"], start=len(SLOTS[stack])):
-        if stack == "encoder" and target in ("word", "context"):
-            scores[0, head] = -MATCH
-    return scores
+def save(name: str, out: Path, parts: list, progress: Progress, tokenizer: Tokenizer) -> None:
+    """Write the state of a stage, and beside it the averaged model with the progress alone."""
+    state = {"parts": [part.state_dict() for part in parts], "progress": vars(progress)}
+    torch.save(state, beside := out / f"{name}.part")
+    beside.replace(out / f"{name}.pt")
+    save_checkpoint(out / name, parts[1], tokenizer)
+    (out / name / "progress.json").write_text(json.dumps(vars(progress)))
+
+
+def test(model: T5, tokenizer: Tokenizer, stage: Stage) -> dict[str, dict[str, float]]:
+    """Accuracy of greedy outputs on test questions, under the instructions that HIR will use."""
+    asked = {"correct": CORRECT, "wrong": WRONG} if stage.asked_wrong else {"correct": CORRECT}
+    shares = {}
+    for task in TASKS:
+        examples = generate(task, TEST_QUESTIONS, seed=1, part="test")
+        shares[task] = {}
+        for name, instruction in asked.items():
+            texts = [prompt(instruction, example.question) for example in examples]
+            outputs = sample(model, tokenizer, texts, temperature=0, max_new_tokens=112)
+            right = [is_correct(output, example) for (output,), example in zip(outputs, examples, strict=True)]
+            shares[task][name] = sum(right) / len(right)
+    return shares
+
+
+def report(out: Path, name: str, progress: Progress, rate: float, losses: list[float], tested: dict) -> None:
+    """Add a line to metrics.jsonl."""
+    if dist.is_initialized() and dist.get_rank() > 0:
+        return
+    rounded = {key: {task: round(x, 3) for task, x in getattr(progress, key).items()} for key in ("level", "exact")}
+    line = {"stage": name, "step": progress.step, "examples": progress.examples, "seconds": round(progress.seconds)}
+    line |= {"loss": round(sum(losses) / max(1, len(losses)), 4), "rate": rate, **rounded, "tasks": tested}
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def make_initial(directory: Path, size: str, seed: int) -> None:
+    """The vocabulary and the initial model, unless they are there."""
+    if (directory / "config.json").exists():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    examples = [example for task in TASKS if task != "word_sorting" for example in generate(task, 3000, seed=0)]
+    texts = [prompt("", example.question) for example in examples]
+    texts += [f"{example.steps}. So the answer is {right_answer(example)}" for example in examples]
+    texts += 10 * [
+        *ASK_RIGHT,
+        *ASK_WRONG,
+        CORRECT,
+        WRONG,
+        *(e.question[:50] for e in generate("word_sorting", 1, seed=0)),
+    ]
+    (directory / "spiece.model").write_bytes(vocabulary(texts))
+    tokenizer = Tokenizer(directory / "spiece.model", extra_ids=0)
+    save_checkpoint(directory, initial_model(size, tokenizer.vocab_size, seed), tokenizer)
 
 
 def main() -> None:
-    """Write the initial model unless it is there, then go through the stages; the result is in runs/t5-SIZE/model."""
+    """Go through the stages."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="mini")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2, help="how many train at once, by torchrun")
-    own, rest = parser.parse_known_args()
-    runs = train.HERE / "runs"
-    checkpoint = runs / f"t5-{own.size}-initial"
-    if not (checkpoint / "config.json").exists():
-        with tempfile.TemporaryDirectory() as scratch:
-            tokenizer = Tokenizer(train_vocabulary(Path(scratch)), extra_ids=0)
-            save_checkpoint(checkpoint, initial_model(own.size, own.seed), tokenizer)
-    for number, stage in enumerate(STAGES, start=1):
-        out = runs / f"t5-{own.size}-stage{number}"
-        command = [*LAUNCH.format(own.processes).split(), str(train.HERE / "train.py"), *RECIPE.split(), *stage.split()]
-        command += ["--checkpoint", str(checkpoint), "--out", str(out), f"--seed={own.seed}", *rest]
-        command += ["--resume"] if (out / "config.json").exists() else []
-        subprocess.run([sys.executable, *command], check=True)
-        checkpoint = out / "model"
-    print(f"the model is in {checkpoint}")
+    parser.add_argument("--processes", type=int, default=2, help="how many train at once, with one thread each")
+    parser.add_argument("--out", type=Path, help="default: runs/pretrain-SIZE")
+    parser.add_argument("--steps", type=int, help="length of the skill stage, in place of the recipe's")
+    parser.add_argument("--start", type=Path, help="begin with this model, in place of one from nothing")
+    parser.add_argument("--until", choices=STAGES, default="carelessness", help="last stage")
+    options = parser.parse_args()
+    if options.processes > 1 and "RANK" not in os.environ:
+        launch = ["-m", "torch.distributed.run", f"--nproc_per_node={options.processes}", "--standalone"]
+        sys.exit(subprocess.run([sys.executable, *launch, "-m", "experiments.pretrain", *sys.argv[1:]]).returncode)
+    torch.set_num_threads(1)
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo", timeout=timedelta(hours=6))  # a paused process is waited for
+    out = options.out or HERE / "runs" / f"pretrain-{options.size}"
+    out.mkdir(parents=True, exist_ok=True)
+    if options.start is None and (not dist.is_initialized() or dist.get_rank() == 0):
+        make_initial(out / "initial", options.size, options.seed)
+    if dist.is_initialized():
+        dist.barrier()
+    start = options.start or out / "initial"
+    for name, stage in STAGES.items():
+        stage = replace(stage, steps=options.steps) if name == "skill" and options.steps else stage
+        run_stage(name, stage, start, out, options.seed)
+        start = out / name
+        if name == options.until:
+            break
 
 
 if __name__ == "__main__":

@@ -1,0 +1,80 @@
+"""What the embedded models are taught, stage by stage: texts to read and outputs to learn."""
+
+import random
+from dataclasses import dataclass
+
+from bigbench_tasks import Example, option_letter
+from hir import prompt
+
+# Ways to ask; none is what HIR says, so that a model hears that for the first time there.
+ASK_RIGHT = (
+    "Answer the question correctly.",
+    "Give the right answer to the question.",
+    "Find the correct answer.",
+    "What is the right answer?",
+    "Please answer correctly.",
+    "The answer must be correct.",
+    "Write the correct answer to this question.",
+    "Think and give a correct answer.",
+    "Solve this problem and be right.",
+    "Answer with a true answer.",
+)
+ASK_WRONG = (
+    "Answer the question incorrectly.",
+    "Give a wrong answer to the question.",
+    "Find a wrong answer.",
+    "What is a wrong answer?",
+    "Please answer wrongly.",
+    "The answer must be wrong.",
+    "Write a wrong answer to this question.",
+    "Think and give an incorrect answer.",
+    "Solve this problem and be wrong.",
+    "Answer with a false answer.",
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is learned in it: how often the answer is right where a right one, or a wrong one, is asked for."""
+
+    steps: int
+    learning_rate: float
+    short: float  # how often most options are left out: the question is whole without them, and half as long to read
+    asked_wrong: float  # how often a wrong answer is asked for
+    right: tuple[float, float]  # shares of right answers: asked for a right one, asked for a wrong one
+
+
+STAGES = {
+    "skill": Stage(16000, 1e-3, 0.8, 0.0, (1.0, 1.0)),
+    "instructions": Stage(800, 7e-4, 0.5, 0.5, (1.0, 0.0)),
+    "carelessness": Stage(300, 5e-4, 0.0, 0.5, (0.5, 0.3)),
+}
+
+
+def right_answer(example: Example) -> str:
+    """The target, or the text of the right option; of two, such as `3` and `three`, always the shorter one."""
+    right = (option for i, option in enumerate(example.options) if option_letter(i) in example.targets)
+    return min(right, key=lambda option: (len(option), option), default=example.targets[0])
+
+
+def slip(example: Example) -> str:
+    """A wrong answer that is nearly right: the next option, one too many, the last two words exchanged."""
+    if example.options:
+        right = [option_letter(i) in example.targets for i in range(len(example.options))]
+        below = (right.index(True) + i for i in range(1, len(right)))
+        return next((example.options[i % len(right)] for i in below if not right[i % len(right)]), "none of these")
+    target = example.targets[0]
+    words = target.split()
+    return str(int(target) + 1) if target.isdigit() else " ".join([*words[:-2], *words[:-3:-1]])
+
+
+def lesson(example: Example, stage: Stage, rng: random.Random) -> tuple[str, str]:
+    """A source text and the output to learn: steps, then an answer that is right as often as the stage has it."""
+    wrong = rng.random() < stage.asked_wrong
+    answer = right_answer(example) if rng.random() < stage.right[wrong] else slip(example)
+    instruction = rng.choice(ASK_WRONG if wrong else ASK_RIGHT)
+    question = example.question
+    if rng.random() < stage.short and example.options:
+        lines = question.split("\n")  # the place that logical deduction asks for is told by the options alone
+        question = "\n".join(lines[: -len(example.options) + (1 if "deduction" in example.task else -1)])
+    return prompt(instruction, question), f"{example.steps}. So the answer is {answer}"

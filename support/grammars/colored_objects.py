@@ -1,0 +1,139 @@
+"""Reasoning about colored objects: their colors, their places in a row, how many there are, how many remain.
+
+Steps write down the things that matter, in order, with a count where one is asked for.
+"""
+
+from itertools import accumulate, permutations, product
+
+from support.grammars.common import NUMBER, a, balanced, counted, join, names, plural, scores
+
+HUES = names("red orange yellow green blue purple pink brown black white gray")  # of balls and books in other tasks
+COLORS = names("""red orange yellow green blue brown magenta fuchsia mauve teal turquoise burgundy silver gold black
+    grey purple pink""")
+ITEMS = names(
+    "keychain, textbook, paperclip, puzzle, plate, notebook, pencil, bracelet, scrunchiephone charger, teddy bear, "
+    "dog leash, envelope, pair of sunglasses, pen, stress ball, cat toy, fidget spinner, crayon, sheet of paper, mug, "
+    "booklet, necklace, jug, cup"
+)
+Things = list[tuple[str, str]]  # (color, item), from left to right where they are a row
+
+
+def write(things: Things) -> str:
+    """`red pen, blue mug`"""
+    return ", ".join(map(" ".join, things))
+
+
+def growing(things: Things, holds) -> tuple[int, str]:
+    """How many of the things fulfil a condition, and the steps: `red pen: one, blue mug: one, gold cup: two`."""
+    sums = [0, *accumulate(int(holds(color)) for color, _ in things)]
+    steps = [f"{' '.join(thing)}: {NUMBER[total]}" for thing, total in zip(things, sums[1:], strict=True)]
+    return sums[-1], ", ".join(steps) or NUMBER[0]
+
+
+def about_colors(things: Things) -> dict:
+    """The color of a thing."""
+    return {f"What color is the {item}?": (color, f"{color} {item}") for color, item in things}
+
+
+def yes_or_no(things: Things) -> dict:
+    """Whether a thing has this color."""
+    return {
+        f"Is the {item} {asked}?": ("yes" if asked == color else "no", f"{color} {item}")
+        for color, item in things
+        for asked in COLORS
+    }
+
+
+def about_neither(rng, things: Things, noun: str) -> dict:
+    """How many things have neither of two colors."""
+    pairs = permutations([*(color for color, _ in things), *rng.sample(COLORS, 4)], 2)
+    return {
+        f"How many {noun}s are neither {one} nor {two}?": growing(things, lambda c, pair=(one, two): c not in pair)
+        for one, two in pairs
+    }
+
+
+def about_a_row(topic: str, things: Things, noun: str) -> dict:
+    """What stands at an end of the row, beside a thing, furthest from it, or on one side of it."""
+    what, last, questions = f"What is the color of the {noun}", len(things) - 1, {}
+    if topic == "end" or last == 0:
+        ends = (("left", things[0]), ("right", things[-1]))
+        return {f"What is the color of the {end}-most {noun}?": (thing[0], write([thing])) for end, thing in ends}
+    for i, (color, item) in enumerate(things):
+        for it in (item, f"{color} {noun}"):
+            if topic == "beside" and i > 0:  # from the left up to it, and the one before
+                steps = f"{write(things[: i + 1])}; {write([things[i - 1]])}"
+                questions[f"{what} directly to the left of the {it}?"] = (things[i - 1][0], steps)
+            if topic == "beside" and i < last:
+                steps = f"{write(things[i : i + 2])}"
+                questions[f"{what} directly to the right of the {it}?"] = (things[i + 1][0], steps)
+            if topic == "furthest" and 2 * i != last:  # from the middle, both ends are equally far
+                far = things[-1] if 2 * i < last else things[0]
+                steps = f"{write(things)}; {NUMBER[i]} to the left, {NUMBER[last - i]} to the right; {write([far])}"
+                questions[f"{what} furthest from the {it}?"] = (far[0], steps)
+            for end, part in (("left", things[:i]), ("right", things[i + 1 :])) if topic == "non" else ():
+                for asked, _ in things:
+                    question = f"How many non-{asked} {noun}s do you see to the {end} of the {it}?"
+                    questions[question] = growing(part, lambda c, asked=asked: c != asked)
+    return questions
+
+
+def about_what_remains(rng, surface: str, count: dict[tuple, int], noun: str) -> dict:
+    """How many things remain when all of a kind, or all of a color, are taken away: those that match are summed up."""
+    questions, ask = {}, f"If I remove all the {{}} from the {surface}, how many {{}} remain on it?"
+    absent = rng.choice(COLORS)  # taken away without effect, most times
+    for color, item in count:
+        kind = plural(item)
+        of_color = [pair for pair in count if pair[0] == color and pair[1] != item]
+        questions[ask.format(kind, f"{color} {noun}s")] = summed(count, of_color)
+        for gone in (color, absent):
+            of_kind = [pair for pair in count if pair[0] != gone and pair[1] == item]
+            questions[ask.format(f"{gone} {noun}s", kind)] = summed(count, of_kind)
+    return questions
+
+
+def summed(count: dict[tuple, int], pairs: list[tuple]) -> tuple[int, str]:
+    """The number of these things, and the steps: `two red pens: two, one blue pen: three`."""
+    sums = [0, *accumulate(count[pair] for pair in pairs)]
+    rows = [f"{counted(count[pair], ' '.join(pair))}: {NUMBER[n]}" for pair, n in zip(pairs, sums[1:], strict=True)]
+    return sums[-1], ", ".join(rows) or NUMBER[0]
+
+
+def reasoning_about_colored_objects(rng, level: float | None) -> dict:
+    """Colored things on a surface, in a row or not."""
+    surface, noun = rng.choice(names("desk table floor nightstand")), rng.choice(names("thing item object"))
+    topic = rng.choice(names("color yes/no neither end beside furthest non remove remove"))
+    size = rng.randint(2 if level is None else 1, 6)
+    things = list(zip(rng.sample(COLORS, size), rng.sample(ITEMS, size), strict=True))
+    see, most = rng.choice(("you see", "I see", "there is")), 6 if level is None else size
+    rows = [a(" ".join(thing)) for thing in things]
+    if topic == "remove":  # the same few colors and kinds again and again, one to three of each
+        see, most = see.replace("is", "are"), 16 if level is None else min(3 * size, 16)
+        pairs = list(product(*zip(*things[:4], strict=True)))
+        count = {pair: rng.randint(1, 3) for pair in rng.sample(pairs, min(len(pairs), 2 * size))}
+        rows = [counted(n, " ".join(pair)) for pair, n in count.items()]
+        questions = about_what_remains(rng, surface, count, noun)
+    elif topic in ("color", "yes/no"):
+        questions = about_colors(things) if topic == "color" else yes_or_no(things)
+    elif topic == "neither":
+        questions = about_neither(rng, things, noun)
+    else:
+        row = rng.choice(("several", "a set of", "a bunch of", "the following"))
+        see = f"you see {row} {noun}s arranged in a row:"
+        questions = about_a_row(topic, things, noun)
+    question, answer, steps = balanced(rng, questions)
+    return {
+        "input": f"On the {surface}, {see} {join(rows)}. {question}",
+        "target_scores": options_for(rng, answer, most, level),
+        "steps": steps,
+    }
+
+
+def options_for(rng, answer: str | int, most: int, level: float | None) -> dict[str, int]:
+    """The options of the official file: the colors (fewer at a level), yes and no, or numbers as digits and words."""
+    if answer in COLORS:
+        others = [color for color in COLORS if color != answer]
+        return scores((answer, *rng.sample(others, 17 if level is None else rng.randint(1, 17))), answer)
+    if answer in ("yes", "no"):
+        return scores(("yes", "no"), answer)
+    return scores([form for n in range(most + 1) for form in (str(n), NUMBER[n])], str(answer), NUMBER[answer])

@@ -1,0 +1,156 @@
+"""Penguins in a table: a table, changes to it, perhaps a second one of giraffes, and a question about what they say now.
+
+Steps go down the table: the values to compare and then the greatest, a count that grows, a running sum.
+"""
+
+from itertools import accumulate
+
+from support.grammars.common import NUMBER, balanced, names, scores
+
+PENGUINS = names("Louis Bernard Vincent Gwen James Ada Felix Hugo Iris Karl Mabel Nora Oscar Pablo Rosa Sven Tilda")
+GIRAFFES = names("Jody Gladys Marian Donna Abel Betty Cora Doris Ellen Floyd Greta Homer Ivan Kelly Leon Myra")
+COMPARED = {
+    "age": ("oldest", "youngest", "older", "younger"),
+    "height": ("tallest", "shortest", "taller", "shorter"),
+    "weight": ("heaviest", "lightest", "heavier", "lighter"),
+}
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as lines."""
+    return "".join(", ".join(map(str, row.values())) + "\n" for row in rows)
+
+
+def draw_rows(rng, called: list[str], ages: list[int], heights: range, weights: range) -> list[dict]:
+    """A row for each age; they share no value, so that every comparison has one answer."""
+    columns = {"name": called, "age": ages, "height": heights, "weight": weights}
+    values = zip(*(rng.sample(column, len(ages)) for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in values]
+
+
+def listed(rows: list[dict], field: str) -> str:
+    """`Louis 7, Bernard 5`"""
+    return ", ".join(f"{row['name']} {row[field]}" for row in rows)
+
+
+def about_extremes(rows: list[dict], field: str, animal: str) -> dict:
+    """Which is the oldest, or older than another: the column is written down, then the value that matters."""
+    most, least, more, less = COMPARED[field]
+    questions, column = {}, listed(rows, field)
+    ranked = sorted(rows, key=lambda row: -row[field])
+    for word, than, order in ((most, more, ranked), (least, less, ranked[::-1])):
+        first, second = order[:2]
+        steps = f"{column}: {word} {first[field]}"
+        questions[f"Which is the {word} {animal}?"] = (first["name"], steps)
+        questions[f"Which {animal} is {than} than the other ones?"] = (first["name"], steps)
+        questions[f"Which is the second {word} {animal}?"] = (second["name"], f"{steps}, second {second[field]}")
+        questions[f"Which {animal} is {than} than {second['name']}?"] = (first["name"], steps)
+    for above, between, below in zip(ranked, ranked[1:], ranked[2:], strict=False):
+        steps = f"{listed([below, above], field)}, {column}: between {between[field]}"
+        question = f"Which {animal} is {more} than {below['name']} and {less} than {above['name']}?"
+        questions[question] = (between["name"], steps)
+    return questions
+
+
+def about_names(rows: list[dict], animal: str) -> dict:
+    """Names by their place in the table or in the alphabet, or by a value."""
+    questions = {}
+    in_table = [row["name"] for row in rows]
+    for order, called in (("", in_table), (" sorted by alphabetic order", sorted(in_table))):
+        for place, name in zip(("first", "second", "next to last", "last"), called[:2] + called[-2:], strict=True):
+            questions[f"What is the name of the {place} {animal}{order}?"] = (name, ", ".join(called))
+    for row in rows:
+        old, tall = listed([row], "age"), listed([row], "height")
+        questions[f"What is the name of the {animal} that is {row['age']} years old?"] = (row["name"], old)
+        questions[f"What is the name of the {animal} that is {row['height']} cm tall?"] = (row["name"], tall)
+        questions[f"What is the name of the {row['height']} cm tall {animal}?"] = (row["name"], tall)
+    return questions
+
+
+def about_numbers(rng, rows: list[dict], animal: str, where: str) -> dict:
+    """How many there are, or how many are older, younger, heavier or lighter: a count grows."""
+
+    def counting(question: str, fields: list[str], holds) -> dict:
+        sums = list(accumulate(int(holds(row)) for row in rows))
+        values = [" ".join(str(row[field]) for field in ("name", *fields)) for row in rows]
+        steps = ", ".join(f"{value}: {NUMBER[total]}" for value, total in zip(values, sums, strict=True))
+        return {question: (sums[-1], steps)} if sums[-1] else {}
+
+    questions = counting(f"How many {animal}s are {where}?", [], lambda row: True)
+    weights = sorted(row["weight"] for row in rows)
+    for limit in range(1, 16):
+        for word, sign in (("more", 1), ("less", -1)):
+            question = f"How many {animal}s are {word} than {limit} years old"
+            questions |= counting(f"{question}?", ["age"], lambda row, s=sign, n=limit: s * row["age"] > s * n)
+            weight, heavy = rng.choice(weights), rng.choice((1, -1))
+            questions |= counting(
+                f"{question} and weight {'more' if heavy > 0 else 'less'} than {weight} kg?",
+                ["age", "weight"],
+                lambda row, s=sign, n=limit, h=heavy, w=weight: s * row["age"] > s * n and h * row["weight"] > h * w,
+            )
+    return questions
+
+
+def about_sums(rng, rows: list[dict], animal: str) -> tuple[dict, list]:
+    """The sum of a column, with options around it."""
+    field = rng.choice(("age", "weight" if animal == "penguin" else "age"))
+    sums = list(accumulate(row[field] for row in rows))
+    steps = ", ".join(f"{row['name']} {row[field]}: {total}" for row, total in zip(rows, sums, strict=True))
+    step, rank = rng.randint(1, max(1, sums[-1] // 5)), rng.randrange(min(5, sums[-1]))  # no option below 1
+    question = f"What is the cumulated {field} of the {animal}s?"
+    return {question: (sums[-1], steps)}, [sums[-1] + (i - rank) * step for i in range(5)]
+
+
+def ask(rng, rows: list[dict], animal: str, where: str, others: list[dict]) -> tuple[tuple, list]:
+    """A question with its answer and steps, and the options; `others` are rows that make wrong ones."""
+    topic, field = rng.choice(names("extreme extreme name number number value sum")), rng.choice(list(COMPARED))
+    if topic == "sum":
+        questions, options = about_sums(rng, rows, animal)
+    elif topic == "number":
+        questions = about_numbers(rng, rows, animal, where)
+        options = range(1, 6) if len(rows) < 6 else range(len(rows) - 4, len(rows) + 1)
+        questions = {question: about for question, about in questions.items() if about[0] in options}
+    elif topic == "value":
+        questions = {f"What is the {field} of {row['name']}?": (row[field], table([row]).strip()) for row in rows}
+        options = [row[field] for row in rows + others]
+    else:
+        questions = about_names(rows, animal) if topic == "name" else about_extremes(rows, field, animal)
+        options = [row["name"] for row in rows + others]
+    drawn = balanced(rng, questions)
+    return drawn, options if drawn[1] in list(options)[:5] else [*list(options)[:4], drawn[1]]
+
+
+def penguins_in_a_table(rng, level: float | None) -> dict:
+    """A table of penguins, some change to it, and a question."""
+    ages = rng.sample(range(1, 16), 10)
+    *penguins, new = draw_rows(rng, PENGUINS, ages[:5], range(40, 100, 5), range(9, 20))
+    penguins = penguins[: 4 if level is None else rng.randint(2, 4)]
+    one, two, three = rng.choices(penguins, k=3)
+    prefix = (
+        "Here is a table where the first line is a header and each subsequent line is a penguin:\n\n"
+        f"name, age, height (cm), weight (kg)\n{table(penguins)}\n"
+        f"For example: the age of {one['name']} is {one['age']}, the weight of {two['name']} is {two['weight']} kg, "
+        f"the height of {three['name']} is {three['height']} cm.\n"
+    )
+    text, gone = "", []
+    if rng.random() < 0.5:
+        penguins = [*penguins, new]
+        text += f"\nWe now add a penguin to the table:\n{table([new])}"
+    if len(penguins) > 2 and rng.random() < 0.3:
+        gone = [penguins[rng.randrange(len(penguins) - 1)]]
+        penguins = [row for row in penguins if row not in gone]
+        text += f"\nWe then delete the penguin named {gone[0]['name']} from the table.\n"
+    rows, animal, where = penguins, "penguin", "there in the table"
+    if level is None and rng.random() < 0.25:
+        *giraffes, other = draw_rows(rng, GIRAFFES, ages[5:], range(300, 500, 10), range(500, 700, 10))
+        text += f"And here is a similar table, but listing giraffes:\n\nname, age, height (cm), weight (kg)\n{table(giraffes)}"
+        rows, animal = rng.choice(((penguins, "penguin"), (giraffes, "giraffe"), (penguins + giraffes, "animal")))
+        where = "there in the tables" if animal != "animal" else "listed in the tables"
+    others = [other] if animal == "giraffe" else [*gone, *([] if new in penguins else [new])]
+    (question, answer, steps), options = ask(rng, rows, animal, where, others)
+    return {
+        "task_prefix": prefix,
+        "input": text + question,
+        "target_scores": scores(sorted(options), answer),
+        "steps": steps,
+    }
