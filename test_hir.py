@@ -10,14 +10,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
 
 import hir
 import train
 from bigbench_tasks import TASKS, Example, generate
-from feedback import is_correct, is_part_of_right_answer, judge, parse_number
+from feedback import is_correct, is_part_of_right_answer, judge
 from hir import CORRECT, WRONG
 from model_t5 import T5, T5Config, Tokenizer, save_checkpoint
 from support import REPOSITORY
@@ -29,7 +27,6 @@ CHOICE = Example("?", ("(A)", "(AA)"), tuple(f"option {i}" for i in range(30)))
 COUNT = Example("?", ("11", "eleven"))
 WORDS = Example("?", ("apple pear",), task="word_sorting")
 BLOOD = Example("?", ("(B)",), ("B", "A"))  # a bare letter that is an option's text means that option
-TEXT = Example("?", ("Paris",))
 JUDGED = [
     (CHOICE, "right", ["(A)", "a", "A)", "( a ).", "Option 0", "(A) option 0.", "(AA)", "aa", "option 26"]),
     (CHOICE, "wrong", ["(AB)", "(B)", "option 1", "(B) Option 1.", "Bob. So the answer is (B)"]),
@@ -42,25 +39,13 @@ JUDGED = [
     (WORDS, "malformed", ["apple", "apple pear plum", "apple apple", ""]),
     (BLOOD, "right", ["A", "(B)"]),
     (BLOOD, "wrong", ["B", "(A)"]),
-    (TEXT, "right", ["paris."]),
-    (TEXT, "wrong", ["London", "So the the"]),
-    (TEXT, "malformed", [" .", ""]),
+    (Example("?", ("Paris",)), "wrong", ["London", "So the the"]),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("example", "verdict", "outputs"), JUDGED)
 def test_feedback_tells_right_wrong_and_malformed_apart(example, verdict, outputs):
     assert {output: judge(output, example) for output in outputs} == dict.fromkeys(outputs, verdict)
-
-
-@hypothesis_settings(deadline=None, max_examples=300)
-@given(st.text(), st.sampled_from(TASKS))
-def test_any_text_is_judged(text, task):
-    (example,) = generate(task, 1, seed=0)
-    assert judge(text, example) in ("right", "wrong", "malformed")
-    assert judge(f"{text}#", example) == "malformed"  # no answer contains this sign
-    assert judge(example.targets[0], example) == "right"
-    assert [parse_number(number) for number in ("twenty-one", "Twenty one", "99", "x")] == [21, 21, 99, None]
 
 
 # --- The objectives (Sec. 4.3) ----------------------------------------------------------------------------------------
@@ -82,10 +67,9 @@ def test_supervised_and_entropy_losses_equal_loops(smoothing):
         supervised.append((1 - smoothing) * -log_probs[labels[b, t]] + smoothing * -sum(log_probs) / 7)
         entropy.append(sum(math.exp(x) * x for x in log_probs))
     losses = hir.supervised_loss(logits, labels, smoothing), hir.entropy_loss(logits, labels)
-    assert losses[0].item() == pytest.approx(sum(supervised) / len(supervised), rel=1e-5)
-    assert losses[1].item() == pytest.approx(sum(entropy) / len(entropy), rel=1e-5)
-    library = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=smoothing)
-    assert torch.allclose(losses[0], library)
+    means = [sum(values) / len(values) for values in (supervised, entropy)]
+    assert [loss.item() for loss in losses] == pytest.approx(means, rel=1e-5)
+    assert torch.allclose(losses[0], cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=smoothing))
 
 
 def test_contrastive_loss_equals_loops():
@@ -148,7 +132,6 @@ def test_sampling_equals_the_plain_loop_and_does_not_depend_on_the_batch(tiny, t
     assert len({len(tokens) for drawn in expected for tokens in drawn}) > 2  # some ended early
     texts = [[tiny[1].decode(tokens) for tokens in drawn] for drawn in expected]
     assert hir.sample(*tiny, PROMPTS, num_samples, temperature, 6, torch.Generator().manual_seed(7)) == texts
-    assert not hir.sample(*tiny, [], 4, 1.0, 6)
 
 
 def test_samples_follow_the_model_s_distribution():
@@ -223,9 +206,6 @@ def test_sub_outputs_in_the_encoder_equal_a_loop(tiny):
     assert len(promoted) > 5  # the first words of a wrong list may be those of the right one
 
 
-# --- All terms on a batch ---------------------------------------------------------------------------------------------
-
-
 def plain_terms(model, tokenizer, examples, settings):
     """Eq. 3-5 for examples one at a time, each context encoded and decoded alone."""
     supervised, entropy, contrastive = [], [], []
@@ -271,7 +251,7 @@ def test_loss_terms_equal_one_example_at_a_time(tiny, sub_output, contrastive):
 def test_a_prefix_in_the_decoder_leaves_supervised_loss_and_entropy_as_they_are(tiny):
     """Prefix and rest teach the same tokens in the same context as the whole output; only Eq. 4's weights differ."""
     samples = [s for s in some_samples(tiny[1]) if len(s.tokens) > 1][:24]
-    kinds = [hir.Settings(sub_output="decoder"), hir.Settings(sub_output="none")]
+    kinds = (hir.Settings(sub_output=kind) for kind in ("decoder", "none"))
     parts, whole = (hir.relabel(samples, tiny[1], settings, random.Random(0)) for settings in kinds)
     del parts[::3]  # the whole outputs
     cut, uncut = (terms_of(tiny, examples, hir.Settings()) for examples in (parts, whole))
@@ -304,10 +284,6 @@ def test_command_writes_a_run_and_resumes_it_to_the_bit(tiny, tmp_path, flags):
         assert shares["n"] == 5 and shares["wrong"] + shares["obeyed"] + shares["malformed"] == pytest.approx(1)
     answers = [json.loads(line) for line in (tmp_path / "whole" / "answers.jsonl").read_text().splitlines()]
     assert Counter(a["instruction"] for a in answers) == {CORRECT: 15, WRONG: 15}
-    assert json.loads((tmp_path / "whole" / "samples.jsonl").read_text().splitlines()[0])["instruction"] in (
-        CORRECT,
-        WRONG,
-    )
     assert train.main([*arguments, str(tmp_path / "cut"), "--iterations", "1"]) == 0
     resume = ["--iterations", "3", "--resume", "--gradient-checkpointing"]
     assert train.main([*arguments, str(tmp_path / "cut"), *resume]) == 0
