@@ -43,7 +43,7 @@ def write_model(directory, dropout=0.0, **how):
 
 
 def command(checkpoint, out, *more):
-    sizes = "--task object_counting --questions 6 --test-size 4 --train-epochs 2 --ppo-epochs 2 --max-new-tokens 3"
+    sizes = "--task object_counting --questions 6 --test-size 4 --train-epochs 2 --ppo-epochs 2 --max-new-tokens 3 --warmup-steps 0"
     flags = [
         *sizes.split(),
         "--train-batch-size",
@@ -363,7 +363,7 @@ def test_a_step_whose_numbers_are_not_finite_is_left_out_and_shown(small, monkey
 
 @pytest.mark.parametrize("method", ["hir", "ppo"])
 def test_weights_that_grow_beyond_all_numbers_are_not_saved(model, tmp_path, capsys, method):
-    rates = ["--method", method, "--learning-rate", 1e38, "--ppo-learning-rate", 1e38]
+    rates = ["--method", method, "--learning-rate", 1e38, "--ppo-learning-rate", 1e38, "--ppo-entropy-coef", 1]
     assert "--learning-rate" in refusal(command(model, tmp_path, *rates), capsys, code=1)
     assert len(saved_lines(tmp_path)) == len(metrics(tmp_path)) == 1
     state = torch.load(tmp_path / "state.pt", weights_only=True)
