@@ -115,7 +115,7 @@ def _runs_on_official_questions(runs: Path) -> dict[str, list[str]]:
 Table = tuple[str, str, list[str], list[list[object]]]
 UNDER_WRONG = {"wrong": "right", "obeyed": "obeyed", "malformed": "malformed"}
 SHARES_ADD_UP = (
-    "Asked for a wrong answer, an output is right all the same, obeys with a well-formed wrong answer, or is malformed."
+    "Asked for a wrong answer, an output is still right, obeys with a well-formed wrong answer, or is malformed."
 )
 
 

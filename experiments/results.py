@@ -261,7 +261,7 @@ SHARES = {  # keys of metrics.jsonl, by what they mean
     "correct": "asked for the correct answer: right",
     "malformed_correct": "asked for the correct answer: malformed",
     "right_share": "right samples",
-    "wrong": "asked for a wrong answer: right all the same",
+    "wrong": "asked for a wrong answer: still right",
     "obeyed": "asked for a wrong answer: obeyed",
     "malformed": "asked for a wrong answer: malformed",
 }
@@ -317,7 +317,7 @@ def draw_shares(path: Path, panels: dict[str, dict[str, tuple]]) -> None:
 
     Where obeyed and malformed are not recorded, what is not right is left blank.
     """
-    parts = {"right all the same": "#0072B2", "obeyed": "#E69F00", "malformed": "#BBBBBB"}
+    parts = {"still right": "#0072B2", "obeyed": "#E69F00", "malformed": "#BBBBBB"}
     with plt.rc_context(STYLE):
         figure, axes = _panels(len(panels), 3, 1.5)
         for axis, (title, methods) in zip(axes, panels.items(), strict=False):
