@@ -3,8 +3,7 @@ r"""Hindsight Instruction Relabeling (Zhang et al., ICML 2023), in the order in 
     the instructions, Algorithm 1             CORRECT, WRONG, prompt, hindsight_instruction_relabeling
     1. online sampling          (Sec. 4.1)    sample_online, make_sample, sample_tokens, sampling_loop, next_token
     2. relabeling               (Sec. 4.2)    relabel, sub_output
-    3. the objectives           (Sec. 4.3)    supervised_loss (Eq. 3), contrastive_loss (Eq. 4), entropy_loss (Eq. 5),
-                                              final_loss (Eq. 6), loss_terms: all of them on a batch
+    3. the objectives           (Sec. 4.3)    supervised_loss, contrastive_loss, entropy_loss, final_loss (Eq. 3-6)
 
 Letters in shapes: B questions, N samples per question, R = B N rows, S source length, T output length, D hidden size,
 V vocabulary; P training examples, K contexts (an instruction with a question) under which each is scored, M tokens.

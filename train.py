@@ -27,7 +27,7 @@ from support.errors import InputError
 from support.files import read_json
 from support.hub import local_directory
 from support.learner import Iteration, Learner
-from support.machine import MachineSettings, choose_device, fuse_kernels
+from support.machine import MachineSettings, choose_device, describe, fuse_kernels
 from support.replay import ReplaySet
 from support.run_directory import check_run, open_run, readable, restore, save_iteration
 from support.seeds import derived_seed
@@ -199,7 +199,7 @@ def train(s: AllSettings) -> dict:
     learner, method, method_state = build_method(s, model, tokenizer)
     states = learner.states() | ({"method": method_state} if method_state else {})
     lines = restore(out, states)  # of metrics.jsonl
-    say(f"{run.method} on {', '.join(tasks)}\n{describe(run.checkpoint, model)}")
+    say(f"{run.method} on {', '.join(tasks)}\n{run.checkpoint}, {describe(model)}")
     say(f"ready after {time.perf_counter() - begin:.1f} s; writes to {out}\n\n{progress_header()}")
 
     last = run.iterations if method else 0
@@ -234,12 +234,6 @@ def train_iteration(learner: Learner, iterations: Iterator[Iteration]) -> tuple[
         if result.samples:
             line[name] = sum(s.verdict == verdict for s in result.samples) / len(result.samples)
     return line | result.measured, result.examples
-
-
-def describe(checkpoint: str, model: T5) -> str:
-    """One line about a model and where it computes."""
-    size = sum(p.numel() for p in model.parameters())
-    return f"{checkpoint}, {size:,} parameters, on {model.device} in {str(model.compute_dtype).removeprefix('torch.')}"
 
 
 # --- Evaluation -------------------------------------------------------------------------------------------------------

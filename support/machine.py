@@ -74,3 +74,9 @@ def fuse_kernels(model: torch.nn.Module) -> None:
     """--compile: each block by itself, so that equal ones share a compilation, for all batch sizes and lengths."""
     for block in (*model.encoder.block, *model.decoder.block):
         block.compile(dynamic=True)
+
+
+def describe(model: torch.nn.Module) -> str:
+    """The size of a model and where it computes."""
+    size = sum(p.numel() for p in model.parameters())
+    return f"{size:,} parameters, on {model.device} in {str(model.compute_dtype).removeprefix('torch.')}"
