@@ -11,8 +11,19 @@ from feedback import CORRECT
 from hir import prompt
 from model_t5 import T5, T5Config, Tokenizer, save_checkpoint
 
-SPIECE = Path(__file__).resolve().parent.parent / "checkpoints" / "t5-mini" / "spiece.model"
-ODD = ["", " ", "\n\t x  y ", "x" * 500, "1" * 99, "111.11 222 2,345", "r&d o'er (ZZ) (AB)", "é ½ ﬁ 中文 😀", "▁ab a▁b", "\xa0x"]
+SPIECE = Path(__file__).resolve().parent.parent / "checkpoints" / "skill-mini" / "spiece.model"
+ODD = [
+    "",
+    " ",
+    "\n\t x  y ",
+    "x" * 500,
+    "1" * 99,
+    "111.11 222 2,345",
+    "r&d o'er (ZZ) (AB)",
+    "é ½ ﬁ 中文 😀",
+    "▁ab a▁b",
+    "\xa0x",
+]
 
 
 def texts() -> list[str]:
