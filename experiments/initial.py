@@ -1,4 +1,4 @@
-"""How the embedded models begin: a T5 with hand-made attention, which can look things up from the first step.
+"""How the bundled models begin: a T5 with hand-made attention, which can look things up from the first step.
 
 The answers here are found by looking up: who "has a red ball", what "is the leftmost". From T5's own initialisation so
 small a model stays at chance for thousands of steps, because it must find out all at once that equal words match, that

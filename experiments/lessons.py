@@ -1,4 +1,4 @@
-"""What the embedded models are taught, stage by stage: texts to read and outputs to learn."""
+"""What the bundled models are taught, stage by stage: texts to read and outputs to learn."""
 
 import random
 from dataclasses import dataclass
@@ -45,9 +45,9 @@ class Stage:
 
 
 STAGES = {
-    "skill": Stage(16000, 1e-3, 0.8, 0.0, (1.0, 1.0)),
-    "instructions": Stage(800, 7e-4, 0.5, 0.5, (1.0, 0.0)),
-    "carelessness": Stage(300, 5e-4, 0.0, 0.5, (0.5, 0.3)),
+    "skill": Stage(16000, 1e-3, 0.8, 0.3, (1.0, 0.0)),
+    "instructions": Stage(400, 7e-4, 0.3, 0.5, (1.0, 0.0)),
+    "carelessness": Stage(200, 5e-4, 0.0, 0.5, (0.5, 0.3)),
 }
 
 
@@ -68,13 +68,13 @@ def slip(example: Example) -> str:
     return str(int(target) + 1) if target.isdigit() else " ".join([*words[:-2], *words[:-3:-1]])
 
 
-def lesson(example: Example, stage: Stage, rng: random.Random) -> tuple[str, str]:
+def lesson(example: Example, stage: Stage, may_be_wrong: bool, rng: random.Random) -> tuple[str, str]:
     """A source text and the output to learn: steps, then an answer that is right as often as the stage has it."""
-    wrong = rng.random() < stage.asked_wrong
+    wrong = may_be_wrong and rng.random() < stage.asked_wrong
     answer = right_answer(example) if rng.random() < stage.right[wrong] else slip(example)
     instruction = rng.choice(ASK_WRONG if wrong else ASK_RIGHT)
     question = example.question
-    if rng.random() < stage.short and example.options:
+    if rng.random() < stage.short and example.options and not wrong:  # a slip needs to see them
         lines = question.split("\n")  # the place that logical deduction asks for is told by the options alone
         question = "\n".join(lines[: -len(example.options) + (1 if "deduction" in example.task else -1)])
     return prompt(instruction, question), f"{example.steps}. So the answer is {answer}"

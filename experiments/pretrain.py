@@ -1,10 +1,10 @@
-"""Make the embedded models from nothing:  python -m experiments.pretrain --size mini
+"""Make the bundled models from nothing:  python -m experiments.pretrain --size mini
 
     vocabulary -> initial model -> skill -> instructions -> carelessness
 
 The model first learns to think every question through, then to answer rightly or wrongly as it is asked to (in other
 words than HIR will use), last from a corpus of mixed quality that hardly cares. What comes out knows more than it says.
-That leaves HIR something to find. Killed at any moment, the same command goes on from the last saved state.
+That leaves HIR something to find. Killed at any moment, the same command resumes from the last saved state.
 """
 
 import argparse
@@ -37,6 +37,7 @@ GROUPS = (("logical_deduction_three_objects", "tracking_shuffled_objects_three_o
 MATRICES = tuple(f"{name}.weight" for name in (".q", ".k", ".v", ".o", ".wi_0", ".wi_1", ".wo"))  # of all layers
 WARMUP, DECAY, AVERAGE = 200, 0.3, 0.999  # steps; the share of steps in which the rate falls; of the averaged weights
 QUESTIONS, BATCHES = 192, 8  # of a process; questions are drawn for so many steps and sorted by length
+HEARD = 0.8  # of the first two tasks: then wrong answers are asked for, of them at first, then of all
 SAVE_SECONDS, REPORT_STEPS, TEST_STEPS, TEST_QUESTIONS = 60, 200, 2000, 50
 
 
@@ -49,17 +50,10 @@ class Progress:
     examples: int = 0
     level: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TASKS, 0.0))
     exact: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TASKS, 0.0))  # recent share of right outputs
-
     length: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TASKS, 100.0))  # recent tokens of a question
 
-    def joined(self) -> list[str]:
-        """The tasks of all groups up to the first with a task that is still at its beginning."""
-        tasks = []
-        for group in GROUPS:
-            tasks += [task for task in group if task not in tasks]
-            if min(self.level[task] for task in group) < 0.5:
-                break
-        return tasks
+    groups: int = 1  # how many of GROUPS take part
+    asked: int = 0  # in how many of them wrong answers are asked for, too
 
     def update(self, seen: Tensor, right: Tensor) -> None:
         """Take note of how many outputs of each task (12,) were seen and how many of them the model had all right."""
@@ -69,6 +63,12 @@ class Progress:
                 self.exact[task] = keep * self.exact[task] + (1 - keep) * k / n
                 change = (self.exact[task] > 0.5) - (self.exact[task] < 0.2)
                 self.level[task] = min(1.0, max(0.0, self.level[task] + 0.001 * n * change))
+        if self.groups < len(GROUPS):
+            first = GROUPS[self.groups - 1]
+            self.groups += all(self.level[task] >= 0.5 and self.exact[task] >= 0.5 for task in first)
+        elif self.asked < len(GROUPS) and all(self.exact[task] >= HEARD for task in GROUPS[0]):
+            self.asked += 1
+            self.exact |= dict.fromkeys(GROUPS[0], 0.5)  # wait until they are as good again
 
 
 # ------------------------------------------------------------------ data
@@ -77,16 +77,17 @@ class Progress:
 def draw_batches(tokenizer: Tokenizer, stage: Stage, progress: Progress, seed: str) -> list[list[tuple]]:
     """BATCHES batches of (source ids, output ids, number of the task), each of about one length."""
     rng = random.Random(seed)
-    joined = progress.joined()
+    joined = GROUPS[progress.groups - 1]
     # More of what still goes wrong, and of what is read quickly.
     weights = [(0.1 + 1 - progress.exact[task]) / progress.length[task] for task in joined]
     tasks = rng.choices(joined, weights, k=QUESTIONS)
     rows = []
     for task in joined:
+        may_be_wrong = task in GROUPS[progress.asked - 1] if progress.asked else False
         level = progress.level[task]
         level = None if rng.random() < (0.9 if level == 1 else 0.3) else rng.uniform(level / 2, level)
         for example in generate(task, tasks.count(task), rng.getrandbits(48), level=level):
-            source, output = map(tokenizer.encode, lesson(example, stage, rng))
+            source, output = map(tokenizer.encode, lesson(example, stage, may_be_wrong, rng))
             rows.append((source, output, TASKS.index(task)))
             progress.length[task] += 0.02 * (len(source) + len(output) - progress.length[task])
     rows.sort(key=lambda row: len(row[0]))
@@ -187,7 +188,9 @@ def restore(name: str, start: Path, out: Path, parts: list) -> Progress:
             part.load_state_dict(values)
         return Progress(**state["progress"])
     if name != "skill":  # what was learned before is known
-        return Progress(level=dict.fromkeys(TASKS, 1.0), exact=dict.fromkeys(TASKS, 0.5))
+        return Progress(
+            level=dict.fromkeys(TASKS, 1.0), exact=dict.fromkeys(TASKS, 0.5), groups=len(GROUPS), asked=len(GROUPS)
+        )
     earlier = start / "progress.json"
     return Progress(**json.loads(earlier.read_text())) if earlier.exists() else Progress()
 

@@ -1,4 +1,4 @@
-"""The vocabulary of the embedded models: a sentencepiece unigram model that T5Tokenizer in transformers reads as we do.
+"""The vocabulary of the bundled models: a sentencepiece unigram model that T5Tokenizer in transformers reads as we do.
 
 Which pieces there are is decided here. Each word of the tasks is one piece, as a model this small should not have to put
 words together; so are option letters, and numbers of two digits, which makes dates and sums look-ups. An English word that

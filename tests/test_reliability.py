@@ -43,9 +43,11 @@ def write_model(directory, dropout=0.0, **how):
 
 
 def command(checkpoint, out, *more):
-    sizes = "--task object_counting --questions 6 --test-size 4 --train-epochs 2 --ppo-epochs 2 --max-new-tokens 3 --warmup-steps 0"
+    sizes = "--task object_counting --questions 6 --test-size 4 --train-epochs 2 --ppo-epochs 2 --max-new-tokens 3"
     flags = [
         *sizes.split(),
+        "--warmup-steps",
+        0,
         "--train-batch-size",
         8,
         "--iterations",

@@ -6,7 +6,7 @@ then puts both into English. It returns one example in the format of a BIG-bench
 answer as one would on paper, each a look-up or a small sum. Options come in a natural order; whoever turns the example
 into a question shuffles them.
 
-`level` makes easier relatives, so that a small model can climb from there to the task itself: None is the official task;
+`level` makes easier questions of the same kind, a curriculum that leads to the task itself: None is the official task;
 from 0 to 1, sizes are drawn between the smallest sensible one and the official one, and what takes more than looking
 something up (swaps, deduction, a list to sort) grows with the level. The text keeps its form.
 """
