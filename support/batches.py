@@ -204,31 +204,39 @@ def lay_out(
     # Groups are filled up to one size with outputs of which nothing is learned.
     rows = [output for group in outputs for output in group + [()] * (num_outputs - len(group))]
     decoder_input_ids = shift_right(pad(rows, pad_token_id, device)[0])  # (R, T)
-    num_states, length = decoder_input_ids.numel(), decoder_input_ids.size(1)
+    states = torch.arange(len(contexts) * decoder_input_ids.numel()).view(len(contexts), len(groups), num_outputs, -1)
+    learned, others, own = _targets(groups, contexts, outputs, states.tolist())
+    sources = [encode_source(*context) for row in contexts for context in row]
+    input_ids, attention_mask = pad(sources, pad_token_id, device)
+    position, labels, cell = torch.tensor(learned + others, device=device).view(-1, 3).unbind(1)
+    compared = (cell >= 0).nonzero().flatten()
+    decoder_input_ids, own = decoder_input_ids.repeat(len(contexts), 1), torch.tensor(own, device=device)
+    targets = (position, labels, len(learned), compared, cell[compared])
+    return Batch(input_ids, attention_mask, decoder_input_ids, *targets, own, len(contexts))
 
-    learned, others, own = [], [], []  # tokens as (position, label, cell), with cell -1 where Eq. 4 does not compare
+
+def _targets(
+    groups: list[Group], contexts: list[list[tuple]], outputs: list[list[tuple[int, ...]]], states: list
+) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]], list[int]]:
+    """The tokens to be learned, those that Eq. 4 compares in other contexts, and each example's own context.
+
+    A token is (position, label, cell), with cell -1 where Eq. 4 does not compare. states: the position of each decoder
+    state, by context, group, output and time.
+    """
+    learned, others, own = [], [], []
     for g, group in enumerate(groups):
         columns = [row[g] for row in contexts]
         for e in group:
             n = next(n for n, output in enumerate(outputs[g]) if output[: len(e.output)] == e.output)
             own.append(columns.index((e.instruction, e.question, e.encoder_prefix)))
             for k in range(len(columns)):
-                states, cell = k * num_states + (g * num_outputs + n) * length, (len(own) - 1) * len(columns) + k
-                tokens = [(states + t, e.output[t], cell) for t in range(e.compared, len(e.output))]
+                at, cell = states[k][g][n], (len(own) - 1) * len(columns) + k
+                tokens = [(at[t], e.output[t], cell) for t in range(e.compared, len(e.output))]
                 if k == own[-1]:
-                    learned += [(states + t, e.output[t], -1) for t in range(e.start, e.compared)] + tokens
+                    learned += [(at[t], e.output[t], -1) for t in range(e.start, e.compared)] + tokens
                 else:
                     others += tokens
-    sources = [encode_source(*context) for row in contexts for context in row]
-    input_ids, attention_mask = pad(sources, pad_token_id, device)
-    position, labels, cell = torch.tensor(learned + others, device=device).view(-1, 3).unbind(1)
-    compared = (cell >= 0).nonzero().flatten()
-    own = torch.tensor(own, device=device)
-    decoder_input_ids = decoder_input_ids.repeat(len(contexts), 1)
-    return Batch(
-        input_ids, attention_mask, decoder_input_ids, position, labels, len(learned), compared, cell[compared], own,
-        len(contexts),
-    )  # fmt: skip
+    return learned, others, own
 
 
 def _contexts(groups: list[Group], compare: Sequence[str] | str) -> tuple[list[Group], list[list[tuple]]]:
