@@ -31,7 +31,7 @@ from support.machine import MachineSettings, choose_device, describe, fuse_kerne
 from support.replay import ReplaySet
 from support.run_directory import check_run, open_run, readable, restore, save_iteration
 from support.seeds import derived_seed
-from support.settings import add_flags, as_values, build, setting
+from support.settings import add_flags, as_values, build, flag, setting
 from support.tables import before_and_after, progress_header, progress_line, say
 
 # --- Settings ---------------------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ class AllSettings:
 
 def parse_arguments(argv: list[str] | None = None) -> AllSettings:
     """The settings of a run: the flags given, else, for a small model, SMALL_MODEL, else the values of Table 7."""
-    values = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in SMALL_MODEL.items())
+    values = " ".join(f"{flag(name)} {value}" for name, value in SMALL_MODEL.items())
     epilog = f"Small models, such as those in checkpoints/, have defaults of their own: {values}"
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog=epilog)
     classes = [f.type for f in fields(AllSettings)]

@@ -178,7 +178,9 @@ def token_values(learner: Learner, ppo: "PPO", samples: list[Sample], settings: 
         return [[next(outputs).clone() for _ in group] for group in part]
 
     lengths = [len(examples[group[0]].question) for group in groups]
-    by_group = in_batches(policy, columns_of, lengths, learner.machine.micro_batch_size or 64)
+    by_group = in_batches(
+        policy, columns_of, lengths, learner.machine.micro_batch_size or learner.machine.sampling_batch_size
+    )
     rows = [
         (i, row) for group, outputs in zip(groups, by_group, strict=True) for i, row in zip(group, outputs, strict=True)
     ]

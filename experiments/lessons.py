@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass
 
+from baselines.imitation import chain_of_thought
 from bigbench_tasks import Example, option_letter
 from hir import prompt
 
@@ -77,4 +78,4 @@ def lesson(example: Example, stage: Stage, may_be_wrong: bool, rng: random.Rando
     if rng.random() < stage.short and example.options and not wrong:  # a slip needs to see them
         lines = question.split("\n")  # the place that logical deduction asks for is told by the options alone
         question = "\n".join(lines[: -len(example.options) + (1 if "deduction" in example.task else -1)])
-    return prompt(instruction, question), f"{example.steps}. So the answer is {answer}"
+    return prompt(instruction, question), chain_of_thought(example, answer)

@@ -9,7 +9,6 @@ That leaves HIR something to find. Killed at any moment, the same command resume
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
@@ -23,15 +22,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from baselines.imitation import chain_of_thought
 from bigbench_tasks import TASKS, generate
 from experiments.initial import SIZES, initial_model
 from experiments.lessons import ASK_RIGHT, ASK_WRONG, STAGES, Stage, lesson, right_answer
 from experiments.vocabulary import vocabulary
 from feedback import is_correct
-from hir import CORRECT, WRONG, prompt, sample, supervised_loss
+from hir import CORRECT, IGNORE, WRONG, prompt, sample, supervised_loss
 from model_t5 import T5, Tokenizer, load_checkpoint, save_checkpoint
+from support import REPOSITORY, processes
+from support.batches import pad
+from support.files import replacing, write_json
 
-HERE = Path(__file__).resolve().parent.parent
 # Two tasks go first: among twelve at once, each is too rare for its look-ups to be found.
 GROUPS = (("logical_deduction_three_objects", "tracking_shuffled_objects_three_objects"), tuple(TASKS))
 MATRICES = tuple(f"{name}.weight" for name in (".q", ".k", ".v", ".o", ".wi_0", ".wi_1", ".wo"))  # of all layers
@@ -99,12 +101,6 @@ def draw_batches(tokenizer: Tokenizer, stage: Stage, progress: Progress, seed: s
     return batches
 
 
-def pad(rows: list[list[int]], value: int) -> Tensor:
-    """Rows of ids as a tensor (B, longest)."""
-    width = max(map(len, rows))
-    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
-
-
 # ------------------------------------------------------------------ training
 
 
@@ -127,26 +123,23 @@ def make_optimizers(model: T5) -> list[torch.optim.Optimizer]:
 def train_step(model: T5, optimizers: list[torch.optim.Optimizer], batch: list[tuple]) -> tuple[float, Tensor, Tensor]:
     """One gradient step on the batches of all processes: the loss, outputs seen by task (12,), and those all right."""
     sources, outputs, tasks = zip(*batch, strict=True)
-    input_ids, labels, tasks = pad(sources, 0), pad(outputs, -100), torch.tensor(tasks)
+    input_ids, attention_mask = pad(sources, model.config.pad_token_id, model.device)
+    labels, tasks = pad(outputs, IGNORE, model.device)[0], torch.tensor(tasks)
     with torch.autocast("cpu", torch.bfloat16):
-        logits = model(input_ids, (input_ids != 0).long(), labels)
+        logits = model(input_ids, attention_mask, labels)
     loss = supervised_loss(logits, labels)
     loss.backward()
-    exact = ((logits.argmax(-1) == labels) | (labels == -100)).all(dim=1)
+    exact = ((logits.argmax(-1) == labels) | (labels == IGNORE)).all(dim=1)
     seen, right = torch.bincount(tasks, minlength=12), torch.bincount(tasks[exact], minlength=12)
-    shared = [p.grad for p in model.parameters()] + [seen.float(), right.float(), loss.detach()[None]]
-    if dist.is_initialized():
-        flat = torch.cat([tensor.flatten() for tensor in shared])
-        dist.all_reduce(flat)
-        for tensor, whole in zip(shared, flat.split([tensor.numel() for tensor in shared]), strict=True):
-            tensor.copy_(whole.view_as(tensor))
-        for tensor in (*shared[:-3], shared[-1]):
-            tensor /= dist.get_world_size()
+    processes.sum_gradients(model.parameters())
+    for p in model.parameters():
+        p.grad /= processes.world_size()
+    seen, right, loss = processes.sum_values(torch.cat([seen, right, loss.detach()[None]])).split([12, 12, 1])
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    return shared[-1].item(), shared[-3], shared[-2]
+    return loss.item() / processes.world_size(), seen, right
 
 
 def run_stage(name: str, stage: Stage, start: Path, out: Path, seed: int) -> None:
@@ -156,7 +149,7 @@ def run_stage(name: str, stage: Stage, start: Path, out: Path, seed: int) -> Non
     model.train()
     parts = [model, average, *(optimizers := make_optimizers(model))]  # all that a state is made of
     progress, losses = restore(name, start, out, parts), []
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    rank = processes.rank()
     saved = begin = time.monotonic()
     while progress.step < stage.steps:
         for batch in draw_batches(tokenizer, stage, progress, f"{seed}/{name}/{progress.step}/{rank}"):
@@ -198,10 +191,10 @@ def restore(name: str, start: Path, out: Path, parts: list) -> Progress:
 def save(name: str, out: Path, parts: list, progress: Progress, tokenizer: Tokenizer) -> None:
     """Write the state of a stage, and beside it the averaged model with the progress alone."""
     state = {"parts": [part.state_dict() for part in parts], "progress": vars(progress)}
-    torch.save(state, beside := out / f"{name}.part")
-    beside.replace(out / f"{name}.pt")
+    with replacing(out / f"{name}.pt") as file:
+        torch.save(state, file)
     save_checkpoint(out / name, parts[1], tokenizer)
-    (out / name / "progress.json").write_text(json.dumps(vars(progress)))
+    write_json(out / name / "progress.json", vars(progress))
 
 
 def test(model: T5, tokenizer: Tokenizer, stage: Stage) -> dict[str, dict[str, float]]:
@@ -221,7 +214,7 @@ def test(model: T5, tokenizer: Tokenizer, stage: Stage) -> dict[str, dict[str, f
 
 def report(out: Path, name: str, progress: Progress, rate: float, losses: list[float], tested: dict) -> None:
     """Add a line to metrics.jsonl."""
-    if dist.is_initialized() and dist.get_rank() > 0:
+    if processes.rank() > 0:
         return
     rounded = {key: {task: round(x, 3) for task, x in getattr(progress, key).items()} for key in ("level", "exact")}
     line = {"stage": name, "step": progress.step, "examples": progress.examples, "seconds": round(progress.seconds)}
@@ -237,7 +230,7 @@ def make_initial(directory: Path, size: str, seed: int) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     examples = [example for task in TASKS if task != "word_sorting" for example in generate(task, 3000, seed=0)]
     texts = [prompt("", example.question) for example in examples]
-    texts += [f"{example.steps}. So the answer is {right_answer(example)}" for example in examples]
+    texts += [chain_of_thought(example, right_answer(example)) for example in examples]
     texts += 10 * [
         *ASK_RIGHT,
         *ASK_WRONG,
@@ -261,15 +254,15 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="begin with this model, in place of one from nothing")
     parser.add_argument("--until", choices=STAGES, default="carelessness", help="last stage")
     options = parser.parse_args()
-    if options.processes > 1 and "RANK" not in os.environ:
+    if options.processes > 1 and not processes.launched():
         launch = ["-m", "torch.distributed.run", f"--nproc_per_node={options.processes}", "--standalone"]
         sys.exit(subprocess.run([sys.executable, *launch, "-m", "experiments.pretrain", *sys.argv[1:]]).returncode)
     torch.set_num_threads(1)
-    if "RANK" in os.environ:
+    if processes.launched():
         dist.init_process_group("gloo", timeout=timedelta(hours=6))  # a paused process is waited for
-    out = options.out or HERE / "runs" / f"pretrain-{options.size}"
+    out = options.out or REPOSITORY / "runs" / f"pretrain-{options.size}"
     out.mkdir(parents=True, exist_ok=True)
-    if options.start is None and (not dist.is_initialized() or dist.get_rank() == 0):
+    if options.start is None and processes.rank() == 0:
         make_initial(out / "initial", options.size, options.seed)
     if dist.is_initialized():
         dist.barrier()

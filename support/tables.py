@@ -7,7 +7,6 @@ from tqdm import tqdm
 
 from support import processes
 
-COLUMNS = ("correct", "wrong", "obeyed", "malformed", "samples", "supervised", "contrastive", "entropy", "seconds")
 AFTER = ("before", "after", "wrong", "obeyed", "malformed")
 
 
