@@ -81,7 +81,7 @@ def draw_batches(tokenizer: Tokenizer, stage: Stage, progress: Progress, seed: s
     rng = random.Random(seed)
     joined = GROUPS[progress.groups - 1]
     # More of what still goes wrong, and of what is read quickly.
-    weights = [(0.1 + 1 - progress.exact[task]) / progress.length[task] for task in joined]
+    weights = [(1.1 - progress.exact[task]) ** 2 / progress.length[task] ** 0.5 for task in joined]
     tasks = rng.choices(joined, weights, k=QUESTIONS)
     rows = []
     for task in joined:

@@ -24,9 +24,9 @@ def write(things: Things) -> str:
 
 
 def growing(things: Things, holds) -> tuple[int, str]:
-    """How many of the things fulfil a condition, and the steps: `red pen: one, blue mug: one, gold cup: two`."""
+    """How many of the things have a color that fulfils a condition, and the steps: `red yes one, blue no one`."""
     sums = [0, *accumulate(int(holds(color)) for color, _ in things)]
-    steps = [f"{' '.join(thing)}: {NUMBER[total]}" for thing, total in zip(things, sums[1:], strict=True)]
+    steps = [f"{color} {'yes' if holds(color) else 'no'} {NUMBER[total]}" for (color, _), total in zip(things, sums[1:], strict=True)]
     return sums[-1], ", ".join(steps) or NUMBER[0]
 
 
@@ -38,7 +38,7 @@ def about_colors(things: Things) -> dict:
 def yes_or_no(things: Things) -> dict:
     """Whether a thing has this color."""
     return {
-        f"Is the {item} {asked}?": ("yes" if asked == color else "no", f"{color} {item}")
+        f"Is the {item} {asked}?": ("yes" if asked == color else "no", f"{asked}? {color} {item}")
         for color, item in things
         for asked in COLORS
     }
@@ -47,10 +47,11 @@ def yes_or_no(things: Things) -> dict:
 def about_neither(rng, things: Things, noun: str) -> dict:
     """How many things have neither of two colors."""
     pairs = permutations([*(color for color, _ in things), *rng.sample(COLORS, 4)], 2)
-    return {
-        f"How many {noun}s are neither {one} nor {two}?": growing(things, lambda c, pair=(one, two): c not in pair)
-        for one, two in pairs
-    }
+    questions = {}
+    for one, two in pairs:
+        number, steps = growing(things, lambda color, pair=(one, two): color not in pair)
+        questions[f"How many {noun}s are neither {one} nor {two}?"] = (number, f"not {one}, not {two}: {steps}")
+    return questions
 
 
 def about_a_row(topic: str, things: Things, noun: str) -> dict:
@@ -69,12 +70,14 @@ def about_a_row(topic: str, things: Things, noun: str) -> dict:
                 questions[f"{what} directly to the right of the {it}?"] = (things[i + 1][0], steps)
             if topic == "furthest" and 2 * i != last:  # from the middle, both ends are equally far
                 far = things[-1] if 2 * i < last else things[0]
-                steps = f"{write(things)}; {NUMBER[i]} to the left, {NUMBER[last - i]} to the right; {write([far])}"
+                row = ", ".join(f"{NUMBER[n]} {' '.join(thing)}" for n, thing in enumerate(things, start=1))
+                steps = f"{row}; {NUMBER[i + 1]} of {NUMBER[last + 1]}; {write([far])}"
                 questions[f"{what} furthest from the {it}?"] = (far[0], steps)
             for end, part in (("left", things[:i]), ("right", things[i + 1 :])) if topic == "non" else ():
                 for asked, _ in things:
                     question = f"How many non-{asked} {noun}s do you see to the {end} of the {it}?"
-                    questions[question] = growing(part, lambda c, asked=asked: c != asked)
+                    number, steps = growing(part, lambda c, asked=asked: c != asked)
+                    questions[question] = (number, f"not {asked}, {end} of {color} {item}: {steps}")
     return questions
 
 
@@ -84,19 +87,23 @@ def about_what_remains(rng, surface: str, count: dict[tuple, int], noun: str) ->
     absent = rng.choice(COLORS)  # taken away without effect, most times
     for color, item in count:
         kind = plural(item)
-        of_color = [pair for pair in count if pair[0] == color and pair[1] != item]
-        questions[ask.format(kind, f"{color} {noun}s")] = summed(count, of_color)
+        of_color = {pair: n for pair, n in count.items() if pair[0] == color}
+        questions[ask.format(kind, f"{color} {noun}s")] = remaining(of_color, kind, lambda pair, i=item: pair[1] == i)
+        of_kind = {pair: n for pair, n in count.items() if pair[1] == item}
         for gone in (color, absent):
-            of_kind = [pair for pair in count if pair[0] != gone and pair[1] == item]
-            questions[ask.format(f"{gone} {noun}s", kind)] = summed(count, of_kind)
+            steps = remaining(of_kind, gone, lambda pair, gone=gone: pair[0] == gone)
+            questions[ask.format(f"{gone} {noun}s", kind)] = steps
     return questions
 
 
-def summed(count: dict[tuple, int], pairs: list[tuple]) -> tuple[int, str]:
-    """The number of these things, and the steps: `two red pens: two, one blue pen: three`."""
-    sums = [0, *accumulate(count[pair] for pair in pairs)]
-    rows = [f"{counted(count[pair], ' '.join(pair))}: {NUMBER[n]}" for pair, n in zip(pairs, sums[1:], strict=True)]
-    return sums[-1], ", ".join(rows) or NUMBER[0]
+def remaining(count: dict[tuple, int], gone: str, removed) -> tuple[int, str]:
+    """How many are not removed, and the steps: `not cups: two red cups no zero, three red pens yes three`."""
+    sums = [0, *accumulate(0 if removed(pair) else n for pair, n in count.items())]
+    steps = [
+        f"{counted(n, ' '.join(pair))} {'no' if removed(pair) else 'yes'} {NUMBER[total]}"
+        for (pair, n), total in zip(count.items(), sums[1:], strict=True)
+    ]
+    return sums[-1], f"not {gone}: {', '.join(steps)}"
 
 
 def reasoning_about_colored_objects(rng, level: float | None) -> dict:

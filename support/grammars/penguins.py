@@ -1,6 +1,7 @@
 """Penguins in a table: a table, changes to it, perhaps a second one of giraffes, and a question about what they say now.
 
-Steps go down the table: the values to compare and then the greatest, a count that grows, a running sum.
+Steps go down the table: the values to compare and then the greatest, a count that grows, a running sum. Values stand
+before names, so that a name is looked up from its value by reading on.
 """
 
 from itertools import accumulate
@@ -29,8 +30,8 @@ def draw_rows(rng, called: list[str], ages: list[int], heights: range, weights: 
 
 
 def listed(rows: list[dict], field: str) -> str:
-    """`Louis 7, Bernard 5`"""
-    return ", ".join(f"{row['name']} {row[field]}" for row in rows)
+    """`7 Louis, 5 Bernard`"""
+    return ", ".join(f"{row[field]} {row['name']}" for row in rows)
 
 
 def about_extremes(rows: list[dict], field: str, animal: str) -> dict:
@@ -40,13 +41,13 @@ def about_extremes(rows: list[dict], field: str, animal: str) -> dict:
     ranked = sorted(rows, key=lambda row: -row[field])
     for word, than, order in ((most, more, ranked), (least, less, ranked[::-1])):
         first, second = order[:2]
-        steps = f"{column}: {word} {first[field]}"
+        steps = f"{column}: {word} {listed([first], field)}"
         questions[f"Which is the {word} {animal}?"] = (first["name"], steps)
         questions[f"Which {animal} is {than} than the other ones?"] = (first["name"], steps)
-        questions[f"Which is the second {word} {animal}?"] = (second["name"], f"{steps}, second {second[field]}")
+        questions[f"Which is the second {word} {animal}?"] = (second["name"], f"{steps}, second {listed([second], field)}")
         questions[f"Which {animal} is {than} than {second['name']}?"] = (first["name"], steps)
     for above, between, below in zip(ranked, ranked[1:], ranked[2:], strict=False):
-        steps = f"{listed([below, above], field)}, {column}: between {between[field]}"
+        steps = f"{listed([below, above], field)}: {column}: between {listed([between], field)}"
         question = f"Which {animal} is {more} than {below['name']} and {less} than {above['name']}?"
         questions[question] = (between["name"], steps)
     return questions
@@ -60,7 +61,7 @@ def about_names(rows: list[dict], animal: str) -> dict:
         for place, name in zip(("first", "second", "next to last", "last"), called[:2] + called[-2:], strict=True):
             questions[f"What is the name of the {place} {animal}{order}?"] = (name, ", ".join(called))
     for row in rows:
-        old, tall = listed([row], "age"), listed([row], "height")
+        old, tall = (f"{listed(rows, field)}: {listed([row], field)}" for field in ("age", "height"))
         questions[f"What is the name of the {animal} that is {row['age']} years old?"] = (row["name"], old)
         questions[f"What is the name of the {animal} that is {row['height']} cm tall?"] = (row["name"], tall)
         questions[f"What is the name of the {row['height']} cm tall {animal}?"] = (row["name"], tall)
@@ -70,24 +71,25 @@ def about_names(rows: list[dict], animal: str) -> dict:
 def about_numbers(rng, rows: list[dict], animal: str, where: str) -> dict:
     """How many there are, or how many are older, younger, heavier or lighter: a count grows."""
 
-    def counting(question: str, fields: list[str], holds) -> dict:
-        sums = list(accumulate(int(holds(row)) for row in rows))
-        values = [" ".join(str(row[field]) for field in ("name", *fields)) for row in rows]
-        steps = ", ".join(f"{value}: {NUMBER[total]}" for value, total in zip(values, sums, strict=True))
-        return {question: (sums[-1], steps)} if sums[-1] else {}
+    def counting(question: str, conditions: list[tuple[str, str, int]]) -> dict:
+        holds = [all((row[f] > limit) if sign == ">" else (row[f] < limit) for f, sign, limit in conditions) for row in rows]
+        sums = list(accumulate(map(int, holds)))
+        steps = []
+        for row, fits, total in zip(rows, holds, sums, strict=True):
+            compared = [f"{row[field]}{sign}{limit}" for field, sign, limit in conditions]
+            steps.append(" ".join([row["name"], *compared, "yes" if fits else "no", NUMBER[total]]))
+        return {question: (sums[-1], ", ".join(steps))} if sums[-1] else {}
 
-    questions = counting(f"How many {animal}s are {where}?", [], lambda row: True)
+    questions = counting(f"How many {animal}s are {where}?", [])
     weights = sorted(row["weight"] for row in rows)
     for limit in range(1, 16):
-        for word, sign in (("more", 1), ("less", -1)):
+        for word, sign in (("more", ">"), ("less", "<")):
             question = f"How many {animal}s are {word} than {limit} years old"
-            questions |= counting(f"{question}?", ["age"], lambda row, s=sign, n=limit: s * row["age"] > s * n)
-            weight, heavy = rng.choice(weights), rng.choice((1, -1))
-            questions |= counting(
-                f"{question} and weight {'more' if heavy > 0 else 'less'} than {weight} kg?",
-                ["age", "weight"],
-                lambda row, s=sign, n=limit, h=heavy, w=weight: s * row["age"] > s * n and h * row["weight"] > h * w,
-            )
+            questions |= counting(f"{question}?", [("age", sign, limit)])
+            weight, (other, heavy) = rng.choice(weights), rng.choice((("more", ">"), ("less", "<")))
+            if len(rows) < 6:  # two conditions on more rows would make long steps
+                conditions = [("age", sign, limit), ("weight", heavy, weight)]
+                questions |= counting(f"{question} and weight {other} than {weight} kg?", conditions)
     return questions
 
 
@@ -95,10 +97,11 @@ def about_sums(rng, rows: list[dict], animal: str) -> tuple[dict, list]:
     """The sum of a column, with options around it."""
     field = rng.choice(("age", "weight" if animal == "penguin" else "age"))
     sums = list(accumulate(row[field] for row in rows))
-    steps = ", ".join(f"{row['name']} {row[field]}: {total}" for row, total in zip(rows, sums, strict=True))
+    before = ["", *(f"{total}+" for total in sums)]
+    steps = [f"{row['name']} {left}{row[field]}={total}" for row, left, total in zip(rows, before, sums, strict=False)]
     step, rank = rng.randint(1, max(1, sums[-1] // 5)), rng.randrange(min(5, sums[-1]))  # no option below 1
     question = f"What is the cumulated {field} of the {animal}s?"
-    return {question: (sums[-1], steps)}, [sums[-1] + (i - rank) * step for i in range(5)]
+    return {question: (sums[-1], ", ".join(steps))}, [sums[-1] + (i - rank) * step for i in range(5)]
 
 
 def ask(rng, rows: list[dict], animal: str, where: str, others: list[dict]) -> tuple[tuple, list]:
@@ -124,7 +127,7 @@ def penguins_in_a_table(rng, level: float | None) -> dict:
     """A table of penguins, some change to it, and a question."""
     ages = rng.sample(range(1, 16), 10)
     *penguins, new = draw_rows(rng, PENGUINS, ages[:5], range(40, 100, 5), range(9, 20))
-    penguins = penguins[: 4 if level is None else rng.randint(2, 4)]
+    penguins = penguins[: 4 if level is None else rng.randint(2, 2 + round(2 * level))]
     one, two, three = rng.choices(penguins, k=3)
     prefix = (
         "Here is a table where the first line is a header and each subsequent line is a penguin:\n\n"
