@@ -68,7 +68,7 @@ class Settings:
     contrastive: str = setting("instructions", "what Eq. 4 compares (see `loss_terms`)", ("instructions", "batch"))
     max_new_tokens: int = setting(64, "longest output", least=1)
     warmup_steps: int = setting(0, "gradient steps in which the learning rate rises from zero")
-    decay_steps: int = setting(0, "step at which the learning rate has fallen to a tenth; 0: it stays constant")
+    final_learning_rate: float = setting(1.0, "share of the learning rate in the last iteration; it falls linearly")
 
 
 # --- Algorithm 1 ------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from support.replay import ReplaySet
 from support.run_directory import check_run, open_run, readable, restore, save_iteration
 from support.seeds import derived_seed
 from support.settings import add_flags, as_values, build, flag, setting
-from support.tables import before_and_after, progress_header, progress_line, say
+from support.tables import before_and_after, opening, progress_header, progress_line, say
 
 # --- Settings ---------------------------------------------------------------------------------------------------------
 
@@ -51,6 +51,7 @@ class RunConfig:
     iterations: int = setting(30, "rounds of sampling and training (N of Algorithm 1)")
     questions: int = setting(0, "training questions per task and iteration; 0: the whole training split")
     test_size: int = setting(0, "test questions per task; 0: the whole test split, or 200 generated ones")
+    interim_test_size: int = setting(0, "how many of these are asked between the first iteration and the last; 0: all")
     answers: str = setting("letters", "form of the targets of --method sft", ("letters", "text", "steps"))
     out: str = setting(
         "", "directory of the run; by default named after task, method, checkpoint and seed, under runs/"
@@ -64,8 +65,8 @@ class RunConfig:
 # that falls, and no label smoothing, which with 2,048 tokens gives much of the probability to non-answers. It writes a
 # chain of thought, so Eq. 4 compares answers alone. PPO's values come from a search.
 SMALL_MODEL = {
-    "iterations": 6, "questions": 100, "learning_rate": 3e-4, "warmup_steps": 10, "decay_steps": 120, "train_epochs": 1,
-    "label_smoothing": 0.0, "alpha": 0.5, "sub_output": "answer", "replay": "all",
+    "iterations": 6, "questions": 100, "learning_rate": 3e-4, "warmup_steps": 10, "final_learning_rate": 0.1,
+    "train_epochs": 1, "interim_test_size": 50, "label_smoothing": 0.0, "alpha": 0.5, "sub_output": "answer", "replay": "all",
     "ppo_learning_rate": 3e-4, "ppo_value_learning_rate": 3e-3, "ppo_epochs": 2, "ppo_kl_coef": 0.01,
 }  # fmt: skip
 TITLES = ("the run", "the method (names and values of Table 7)", "PPO's own", "the machine")
@@ -111,7 +112,7 @@ def is_small(checkpoint: str) -> bool:
     """Is this a model of the size of the bundled ones, or one that was trained from them?"""
     directory = local_directory(checkpoint)
     with suppress(InputError, KeyError, TypeError):  # load_checkpoint will say what is wrong
-        return directory is not None and read_json(directory / "config.json")["d_model"] <= 256
+        return directory and read_json(directory / "config.json")["d_model"] <= 256
     return False
 
 
@@ -193,28 +194,28 @@ def train(s: AllSettings) -> dict:
     # Bad input is reported before long work begins or anything is written.
     check_run(out, config, run.resume)
     tests, questions = held_out_questions(run, tasks), partial(training_questions, run, tasks)
-    questions(1)
+    num_questions = len(questions(1))
     model, tokenizer = load_model(run, s.machine)
     _lock = open_run(out, config, run.resume)  # held until train() returns
     learner, method, method_state = build_method(s, model, tokenizer)
     states = learner.states() | ({"method": method_state} if method_state else {})
     lines = restore(out, states)  # of metrics.jsonl
-    say(f"{run.method} on {', '.join(tasks)}\n{run.checkpoint}, {describe(model)}")
+    say(opening(run, config["settings"], describe(model), num_questions, tests))
     say(f"ready after {time.perf_counter() - begin:.1f} s; writes to {out}\n\n{progress_header()}")
 
     last = run.iterations if method else 0
     if method:
-        remaining = range(max(1, len(lines)), last + 1)
-        iterations = method(learner, method_state, questions, s.method, remaining, run.seed)
+        iterations = method(learner, method_state, questions, s.method, range(max(1, len(lines)), last + 1), run.seed)
     for iteration in range(len(lines), last + 1):
         torch.manual_seed(derived_seed(run.seed, iteration, processes.rank(), "dropout"))
         line, examples = {"iteration": iteration, "sampled": 0, "right_share": None, "losses": {}, "seconds": {}}, []
         if iteration > 0:  # iteration 0 is the model before training
+            learner.start_iteration(progress=(iteration - 1) / max(1, last - 1))
             measured, examples = train_iteration(learner, iterations)
             line |= measured | {"sampled": lines[-1]["sampled"] + measured["sampled"]}
-        begin = time.perf_counter()
-        shares, answers = evaluate(model, tokenizer, tests, s.method.max_new_tokens, s.machine.sampling_batch_size)
-        line["seconds"]["evaluation"] = round(time.perf_counter() - begin, 3)
+        size = None if iteration in (0, last) else run.interim_test_size or None
+        shares, answers, seconds = evaluate(s, model, tokenizer, tests, size)
+        line["seconds"]["evaluation"] = seconds
         lines.append(line | {"tasks": shares})
         say(progress_line(lines[-1]))
         save_model = partial(save_checkpoint, out / "model", model, tokenizer)
@@ -240,13 +241,16 @@ def train_iteration(learner: Learner, iterations: Iterator[Iteration]) -> tuple[
 
 
 def evaluate(
-    model: T5, tokenizer: Tokenizer, tests: dict[str, list[Example]], max_new_tokens: int, batch_size: int
-) -> tuple[dict[str, dict[str, float]], list[dict]]:
-    """Greedy answers to the test questions under both instructions: shares by task, and every answer with its verdict.
+    s: AllSettings, model: T5, tokenizer: Tokenizer, tests: dict[str, list[Example]], size: int | None
+) -> tuple[dict[str, dict[str, float]], list[dict], float]:
+    """Greedy answers to the first `size` test questions of each task (None: to all) under both instructions.
+
+    Returns the shares by task, every answer with its verdict, and how many seconds it took.
 
     Under CORRECT: `correct`, `malformed_correct`. Under WRONG: `wrong` (still right), `obeyed` (an answer, and
     wrong) and `malformed` (no answer), which add up to 1.
     """
+    begin, tests = time.perf_counter(), {task: examples[:size] for task, examples in tests.items()}
     examples = [example for task in tests.values() for example in task]
     shares: dict[str, dict[str, float]] = {task: {"n": len(tests[task])} for task in tests}
     keys = {
@@ -256,7 +260,8 @@ def evaluate(
     answers = []
     for instruction, names in keys.items():
         prompts = [hir.prompt(instruction, example.question) for example in examples]
-        outputs = hir.sample(model, tokenizer, prompts, 1, 0.0, max_new_tokens, batch_size=batch_size)
+        length, batch_size = s.method.max_new_tokens, s.machine.sampling_batch_size
+        outputs = hir.sample(model, tokenizer, prompts, 1, 0.0, length, batch_size=batch_size)
         verdicts = [judge(output, example) for (output,), example in zip(outputs, examples, strict=True)]
         for task in tests:
             of_task = [v for v, example in zip(verdicts, examples, strict=True) if example.task == task]
@@ -266,7 +271,7 @@ def evaluate(
              "answer": output, "verdict": verdict}
             for e, (output,), verdict in zip(examples, outputs, verdicts, strict=True)
         ]  # fmt: skip
-    return shares, answers
+    return shares, answers, round(time.perf_counter() - begin, 3)
 
 
 # --- The command ------------------------------------------------------------------------------------------------------

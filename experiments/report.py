@@ -53,7 +53,7 @@ VARIANTS = (  # label, method, what differs, the paper's figures in its Table 4
 )
 OFFICIAL = "--method none --data official --test-size 200"
 # Only the file teaches letters, as the bundled models answer in words; so this is fine-tuning.
-LEAK = "--method sft --answers letters --questions 0 --iterations 3 --learning-rate 1e-3 --decay-steps 0"
+LEAK = "--method sft --answers letters --questions 0 --iterations 3 --learning-rate 1e-3 --final-learning-rate 1"
 ORDERS = ("official", "shuffled")
 # Hyperparameters are searched by the share of right samples: these answer training questions, no test question.
 SEARCH_TASK = "tracking_shuffled_objects_three_objects"

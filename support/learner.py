@@ -33,12 +33,13 @@ class Learner:
     """A model with what trains it: tokenizer, machine, optimizer, schedule."""
 
     def __init__(self, model, tokenizer, machine: MachineSettings, settings, more_groups: Sequence[dict] = ()):
-        """settings: learning_rate, warmup_steps and decay_steps. more_groups: of parameters, for the optimizer."""
+        """settings: learning_rate, warmup_steps, final_learning_rate. more_groups: of parameters, for the optimizer."""
         self.model, self.tokenizer, self.machine = model, tokenizer, machine
         groups = [{"params": list(model.parameters())}, *more_groups]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=0.0, fused=True)
-        factor = schedule(settings.warmup_steps, settings.decay_steps)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.warmup_steps, self.final_learning_rate = settings.warmup_steps, settings.final_learning_rate
+        self.progress = 0.0  # of the run: 0 in the first iteration, 1 in the last
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.rate_factor)
         self.training_seconds = 0.0
         self.steps: list[dict[str, float] | None] = []  # of this iteration; None for a step that was left out
         self.bar: tqdm | None = None
@@ -50,6 +51,17 @@ class Learner:
     def states(self) -> dict[str, Any]:
         """All that must be saved to resume training, by name."""
         return {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+
+    def rate_factor(self, step: int) -> float:
+        """The learning rate's factor: it rises in the first steps of the run, and falls from iteration to iteration."""
+        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        return warmup * (1 - (1 - self.final_learning_rate) * self.progress)
+
+    def start_iteration(self, progress: float) -> None:
+        """Set the learning rate for an iteration. progress: 0 for the first of a run, 1 for the last."""
+        self.progress = progress
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.base_lrs, strict=True):
+            group["lr"] = rate * self.rate_factor(self.scheduler.last_epoch)
 
     def gradient_step(
         self, groups: list[Group], loss_terms: LossTerms, total: Callable[[dict], Tensor], dropout: bool = True
@@ -118,19 +130,6 @@ class Learner:
 
 
 _NOT_FINITE = "{} gradients were not finite: try --dtype float32, or other values"
-
-
-def schedule(warmup_steps: int, decay_steps: int) -> Callable[[int], float]:
-    """The learning rate's factor at a step: rises over the warm-up, then stays at 1, or falls linearly to 0.1."""
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        if not decay_steps:
-            return 1.0
-        return 1 - 0.9 * min(1.0, (step - warmup_steps) / max(1, decay_steps - warmup_steps))
-
-    return factor
 
 
 def show_examples(parts: list[tuple[list[Group], Tensor]], groups: list[Group]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+from typing import Any
 
 from tqdm import tqdm
 
@@ -24,6 +25,17 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
     center = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, center - half), min(1.0, center + half)
+
+
+def opening(run: Any, settings: dict[str, Any], model: str, num_questions: int, tests: dict[str, list]) -> str:
+    """What a run is about to do: method, tasks, model, numbers of questions, settings of the method."""
+    questions = f"{num_questions} questions in each of {run.iterations} iterations, " if run.method != "none" else ""
+    between = f", {run.interim_test_size} of each task in between" if questions and run.interim_test_size else ""
+    return (
+        f"{run.method} on {', '.join(tests)}\n{run.checkpoint}: {model}\n"
+        f"{questions}{sum(map(len, tests.values()))} test questions{between}\n"
+        + ", ".join(f"{name} {value}" for name, value in settings.items())
+    )
 
 
 def progress_header() -> str:

@@ -26,7 +26,8 @@ def write(things: Things) -> str:
 def growing(things: Things, holds) -> tuple[int, str]:
     """How many of the things have a color that fulfils a condition, and the steps: `red yes one, blue no one`."""
     sums = [0, *accumulate(int(holds(color)) for color, _ in things)]
-    steps = [f"{color} {'yes' if holds(color) else 'no'} {NUMBER[total]}" for (color, _), total in zip(things, sums[1:], strict=True)]
+    held = zip(things, sums[1:], strict=True)
+    steps = [f"{color} {'yes' if holds(color) else 'no'} {NUMBER[total]}" for (color, _), total in held]
     return sums[-1], ", ".join(steps) or NUMBER[0]
 
 

@@ -42,9 +42,10 @@ def about_extremes(rows: list[dict], field: str, animal: str) -> dict:
     for word, than, order in ((most, more, ranked), (least, less, ranked[::-1])):
         first, second = order[:2]
         steps = f"{column}: {word} {listed([first], field)}"
+        second_steps = f"{steps}, second {listed([second], field)}"
         questions[f"Which is the {word} {animal}?"] = (first["name"], steps)
         questions[f"Which {animal} is {than} than the other ones?"] = (first["name"], steps)
-        questions[f"Which is the second {word} {animal}?"] = (second["name"], f"{steps}, second {listed([second], field)}")
+        questions[f"Which is the second {word} {animal}?"] = (second["name"], second_steps)
         questions[f"Which {animal} is {than} than {second['name']}?"] = (first["name"], steps)
     for above, between, below in zip(ranked, ranked[1:], ranked[2:], strict=False):
         steps = f"{listed([below, above], field)}: {column}: between {listed([between], field)}"
@@ -72,7 +73,8 @@ def about_numbers(rng, rows: list[dict], animal: str, where: str) -> dict:
     """How many there are, or how many are older, younger, heavier or lighter: a count grows."""
 
     def counting(question: str, conditions: list[tuple[str, str, int]]) -> dict:
-        holds = [all((row[f] > limit) if sign == ">" else (row[f] < limit) for f, sign, limit in conditions) for row in rows]
+        tests = [(field, 1 if sign == ">" else -1, limit) for field, sign, limit in conditions]
+        holds = [all(sign * row[field] > sign * limit for field, sign, limit in tests) for row in rows]
         sums = list(accumulate(map(int, holds)))
         steps = []
         for row, fits, total in zip(rows, holds, sums, strict=True):
@@ -97,8 +99,9 @@ def about_sums(rng, rows: list[dict], animal: str) -> tuple[dict, list]:
     """The sum of a column, with options around it."""
     field = rng.choice(("age", "weight" if animal == "penguin" else "age"))
     sums = list(accumulate(row[field] for row in rows))
-    before = ["", *(f"{total}+" for total in sums)]
-    steps = [f"{row['name']} {left}{row[field]}={total}" for row, left, total in zip(rows, before, sums, strict=False)]
+    steps = [f"{rows[0]['name']} {sums[0]}"]  # then `Bernard 7+5=12`, with the sum so far
+    for row, before, after in zip(rows[1:], sums, sums[1:], strict=False):
+        steps.append(f"{row['name']} {before}+{row[field]}={after}")
     step, rank = rng.randint(1, max(1, sums[-1] // 5)), rng.randrange(min(5, sums[-1]))  # no option below 1
     question = f"What is the cumulated {field} of the {animal}s?"
     return {question: (sums[-1], ", ".join(steps))}, [sums[-1] + (i - rank) * step for i in range(5)]
