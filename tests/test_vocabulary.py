@@ -6,8 +6,9 @@ import pytest
 
 from bigbench_tasks import TASKS, answer_text, generate, load
 from experiments.vocabulary import vocabulary
-from hir import CORRECT, prompt
-from model_t5 import T5, T5Config, Tokenizer, save_checkpoint
+from hir import CORRECT, WRONG, prompt, sample
+from model_t5 import T5, T5Config, Tokenizer, load_checkpoint, save_checkpoint
+from support import REPOSITORY
 from tests.conftest import BIGBENCH
 
 ODD = [
@@ -59,3 +60,17 @@ def test_any_ascii_text_can_be_written(spiece):
     for text in texts():
         if text.isascii():
             assert tokenizer.decode(tokenizer.encode(text)).split() == text.split()
+
+
+@pytest.mark.parametrize("name", ["skill-mini"])
+def test_transformers_answers_as_the_bundled_models_do(name):
+    """The same greedy answers to questions of all tasks, with tokenizer, model and decoding of transformers alone."""
+    transformers = pytest.importorskip("transformers")
+    directory = REPOSITORY / "checkpoints" / name
+    questions = [example.question for task in TASKS for example in generate(task, 2, seed=5, part="test")]
+    prompts = [prompt(instruction, question) for instruction in (CORRECT, WRONG) for question in questions]
+    ours = [output for (output,) in sample(*load_checkpoint(directory), prompts, temperature=0, max_new_tokens=112)]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(directory).eval()
+    output_ids = model.generate(**tokenizer(prompts, padding=True, return_tensors="pt"), max_new_tokens=112)
+    assert tokenizer.batch_decode(output_ids, skip_special_tokens=True) == ours
