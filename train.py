@@ -41,9 +41,7 @@ from support.tables import before_and_after, progress_header, progress_line, say
 class RunConfig:
     """Model, data and output of a run; the hyperparameters are in hir.Settings."""
 
-    task: str = setting(
-        "logical_deduction", "a task, a family such as logical_deduction, a comma-separated list, or all"
-    )
+    task: str = setting("logical_deduction", "a task, a family such as logical_deduction, a list with commas, or all")
     method: str = setting("hir", "how to train; none only evaluates", ("hir", "sft", "farl", "ppo", "none"))
     checkpoint: str = setting("checkpoints/t5-mini", "a directory, or a hub name such as google/flan-t5-base")
     data: str = setting("generated", "generated, official (downloaded), or a directory laid out like benchmark_tasks")
@@ -52,9 +50,7 @@ class RunConfig:
     questions: int = setting(0, "training questions per task and iteration; 0: the whole training split")
     test_size: int = setting(0, "test questions per task; 0: the whole test split, or 200 generated ones")
     answers: str = setting("letters", "form of the targets of --method sft", ("letters", "text", "steps"))
-    out: str = setting(
-        "", "directory of the run; by default named after task, method, checkpoint and seed, under runs/"
-    )
+    out: str = setting("", "directory of the run; by default runs/ and a name from task, method, checkpoint and seed")
     resume: bool = setting(False, "continue after the last complete iteration of this run")
     seed: int = setting(0, "seed of everything that is drawn at random")
     explain: bool = setting(False, "walk through one iteration on up to four questions, and write nothing")
@@ -62,18 +58,18 @@ class RunConfig:
 
 # Table 7 was made for FLAN-T5. A model of two million parameters needs gentler values: one epoch, a smaller learning rate
 # that falls, and no label smoothing, which with 2,048 tokens gives much of the probability to non-answers. It writes a
-# chain of thought, so Eq. 4 compares answers alone. PPO's values come from a search.
+# chain of thought, so Eq. 4 compares answers alone.
 SMALL_MODEL = {
     "iterations": 6, "questions": 100, "learning_rate": 3e-4, "warmup_steps": 10, "decay_steps": 120, "train_epochs": 1,
     "label_smoothing": 0.0, "alpha": 0.5, "sub_output": "answer", "replay": "all",
-    "ppo_learning_rate": 3e-4, "ppo_value_learning_rate": 3e-3, "ppo_epochs": 2, "ppo_kl_coef": 0.01,
+    "ppo_learning_rate": 3e-4, "ppo_value_learning_rate": 3e-4, "ppo_kl_coef": 0.01, "ppo_epochs": 2,
 }  # fmt: skip
 TITLES = ("the run", "the method (names and values of Table 7)", "PPO's own", "the machine")
 
 
 @dataclass(frozen=True)
 class AllSettings:
-    """All settings, parsed from the command line."""
+    """All settings, parsed from the command line. A method's own ones have its name."""
 
     run: RunConfig
     method: hir.Settings
@@ -101,7 +97,7 @@ def parse_arguments(argv: list[str] | None = None) -> AllSettings:
             "--contrastive batch compares the whole batch, so it cannot be combined with --micro-batch-size or torchrun"
         )
     if run.method == "ppo" and method.sampling_temperature == 0:
-        parser.error("--sampling-temperature is 0; PPO needs outputs that are drawn at random")
+        parser.error(f"--sampling-temperature is 0; --method {run.method} needs outputs that are drawn at random")
     if machine.shard_model and (machine.compile or run.method == "ppo" or not processes.launched()):
         parser.error("--shard-model needs torchrun, and cannot be combined with --compile or --method ppo")
     return settings
@@ -166,19 +162,20 @@ def rebuild_sample(fields: dict) -> hir.Sample:
 
 def build_method(s: AllSettings, model: T5, tokenizer: Tokenizer) -> tuple[Learner, Method | None, Any]:
     """The learner, the method that trains it, and what the method keeps beside the model: replay set or critic."""
-    settings, groups, state = s.method, [], None
+    rates = {"ppo": s.ppo.ppo_learning_rate}
+    settings = replace(s.method, learning_rate=rates.get(s.run.method, s.method.learning_rate))
+    learner, state = Learner(model, tokenizer, s.machine, settings), None
     if s.run.method in ("hir", "farl"):
         state = ReplaySet(settings.replay, s.machine.replay_size, rebuild_sample)
     if s.run.method == "ppo":
-        state = ppo.PPO(model, s.ppo).to(model.device)
-        settings, groups = replace(settings, learning_rate=s.ppo.ppo_learning_rate), state.groups()
+        state = ppo.PPO(learner, s.ppo)
     methods: dict[str, Method] = {
         "hir": hir.hindsight_instruction_relabeling,
         "farl": imitation.final_answer_rl,
         "sft": partial(imitation.fine_tuning, answers=s.run.answers),
         "ppo": ppo.proximal_policy_optimization,
     }
-    return Learner(model, tokenizer, s.machine, settings, groups), methods.get(s.run.method), state
+    return learner, methods.get(s.run.method), state
 
 
 # --- The loop ---------------------------------------------------------------------------------------------------------
@@ -189,7 +186,7 @@ def train(s: AllSettings) -> dict:
     run, begin = s.run, time.perf_counter()
     tasks = expand(run.task, run.data)
     out = Path(run.out or REPOSITORY / "runs" / default_name(run))
-    config = {"run": as_values(run, s.machine), "settings": as_values(s.method, *([s.ppo] * (run.method == "ppo")))}
+    config = {"run": as_values(run, s.machine), "settings": as_values(s.method, getattr(s, run.method, s.method))}
     # Bad input is reported before long work begins or anything is written.
     check_run(out, config, run.resume)
     tests, questions = held_out_questions(run, tasks), partial(training_questions, run, tasks)
@@ -227,9 +224,9 @@ def train_iteration(learner: Learner, iterations: Iterator[Iteration]) -> tuple[
     """The next iteration of a method: what metrics.jsonl says about it, and what was trained on."""
     begin = time.perf_counter()
     result = next(iterations)
-    losses, training = learner.finish_iteration()
+    steps, (losses, training) = len(learner.steps), learner.finish_iteration()
     seconds = {"sampling": round(time.perf_counter() - begin - training, 3), "training": round(training, 3)}
-    line: dict = {"sampled": len(result.samples), "losses": losses, "seconds": seconds}
+    line: dict = {"sampled": len(result.samples), "steps": steps, "losses": losses, "seconds": seconds}
     for name, verdict in (("right_share", "right"), ("malformed_share", "malformed")):
         if result.samples:
             line[name] = sum(s.verdict == verdict for s in result.samples) / len(result.samples)
