@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import hir
-from baselines import imitation, ppo
+from baselines import grpo, imitation, ppo
 from bigbench_tasks import Example, expand, generate, load, split
 from feedback import judge
 from model_t5 import T5, Tokenizer, load_checkpoint, save_checkpoint
@@ -42,7 +42,7 @@ class RunConfig:
     """Model, data and output of a run; the hyperparameters are in hir.Settings."""
 
     task: str = setting("logical_deduction", "a task, a family such as logical_deduction, a list with commas, or all")
-    method: str = setting("hir", "how to train; none only evaluates", ("hir", "sft", "farl", "ppo", "none"))
+    method: str = setting("hir", "how to train; none only evaluates", ("hir", "sft", "farl", "ppo", "grpo", "none"))
     checkpoint: str = setting("checkpoints/t5-mini", "a directory, or a hub name such as google/flan-t5-base")
     data: str = setting("generated", "generated, official (downloaded), or a directory laid out like benchmark_tasks")
     option_order: str = setting("shuffled", "the order of an official question's options", ("shuffled", "official"))
@@ -61,10 +61,10 @@ class RunConfig:
 # chain of thought, so Eq. 4 compares answers alone.
 SMALL_MODEL = {
     "iterations": 6, "questions": 100, "learning_rate": 3e-4, "warmup_steps": 10, "decay_steps": 120, "train_epochs": 1,
-    "label_smoothing": 0.0, "alpha": 0.5, "sub_output": "answer", "replay": "all",
-    "ppo_learning_rate": 3e-4, "ppo_value_learning_rate": 3e-4, "ppo_kl_coef": 0.01, "ppo_epochs": 2,
+    "label_smoothing": 0.0, "alpha": 0.5, "sub_output": "answer", "replay": "all", "grpo_learning_rate": 3e-4,
+    "ppo_learning_rate": 3e-4, "ppo_value_learning_rate": 3e-4, "ppo_kl_coef": 0.01, "ppo_epochs": 2, "grpo_epochs": 2,
 }  # fmt: skip
-TITLES = ("the run", "the method (names and values of Table 7)", "PPO's own", "the machine")
+TITLES = ("the run", "the method (names and values of Table 7)", "PPO's own", "GRPO's own", "the machine")
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class AllSettings:
     run: RunConfig
     method: hir.Settings
     ppo: ppo.PPOSettings
+    grpo: grpo.GRPOSettings
     machine: MachineSettings
 
 
@@ -96,7 +97,7 @@ def parse_arguments(argv: list[str] | None = None) -> AllSettings:
         parser.error(
             "--contrastive batch compares the whole batch, so it cannot be combined with --micro-batch-size or torchrun"
         )
-    if run.method == "ppo" and method.sampling_temperature == 0:
+    if run.method in ("ppo", "grpo") and method.sampling_temperature == 0:
         parser.error(f"--sampling-temperature is 0; --method {run.method} needs outputs that are drawn at random")
     if machine.shard_model and (machine.compile or run.method == "ppo" or not processes.launched()):
         parser.error("--shard-model needs torchrun, and cannot be combined with --compile or --method ppo")
@@ -162,7 +163,7 @@ def rebuild_sample(fields: dict) -> hir.Sample:
 
 def build_method(s: AllSettings, model: T5, tokenizer: Tokenizer) -> tuple[Learner, Method | None, Any]:
     """The learner, the method that trains it, and what the method keeps beside the model: replay set or critic."""
-    rates = {"ppo": s.ppo.ppo_learning_rate}
+    rates = {"ppo": s.ppo.ppo_learning_rate, "grpo": s.grpo.grpo_learning_rate}
     settings = replace(s.method, learning_rate=rates.get(s.run.method, s.method.learning_rate))
     learner, state = Learner(model, tokenizer, s.machine, settings), None
     if s.run.method in ("hir", "farl"):
@@ -174,6 +175,7 @@ def build_method(s: AllSettings, model: T5, tokenizer: Tokenizer) -> tuple[Learn
         "farl": imitation.final_answer_rl,
         "sft": partial(imitation.fine_tuning, answers=s.run.answers),
         "ppo": ppo.proximal_policy_optimization,
+        "grpo": partial(grpo.group_relative_policy_optimization, own=s.grpo),
     }
     return learner, methods.get(s.run.method), state
 

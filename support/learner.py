@@ -55,7 +55,7 @@ class Learner:
     ) -> None:
         """One optimizer step on `total(loss_terms(groups))`, where `total` is a weighted sum of the terms.
 
-        Each term is a mean over the tokens to be learned ("contrastive": over the examples). Micro-batches
+        Each term is a mean over the tokens to be learned ("contrastive", "surrogate": over the examples). Micro-batches
         and processes each take a part of the groups. A part's mean is weighted with its part of the tokens, so that the
         gradient is that of the whole batch, however it is cut. If a term or the gradient is not finite, nothing changes:
         the step is left out, and its examples are printed. Raises FloatingPointError when that happens too often.
@@ -71,7 +71,7 @@ class Learner:
             tokens, examples = count(part)
             with self.model.autocast():
                 terms = loss_terms(part or groups[:1])  # a process with no groups left still takes part, with weight 0
-            weights = {"contrastive": examples / num_examples}
+            weights = dict.fromkeys(("contrastive", "surrogate"), examples / num_examples)
             terms = {name: term * weights.get(name, tokens / num_tokens) for name, term in terms.items()}
             total(terms).backward()
             done.append((part, torch.stack([term.detach() for term in terms.values()])))
