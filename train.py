@@ -49,6 +49,7 @@ class RunConfig:
     iterations: int = setting(30, "rounds of sampling and training (N of Algorithm 1)")
     questions: int = setting(0, "training questions per task and iteration; 0: the whole training split")
     test_size: int = setting(0, "test questions per task; 0: the whole test split, or 200 generated ones")
+    validation: bool = setting(False, "measure on more questions of the training part, not on the test part")
     answers: str = setting("letters", "form of the targets of --method sft", ("letters", "text", "steps"))
     out: str = setting("", "directory of the run; by default runs/ and a name from task, method, checkpoint and seed")
     resume: bool = setting(False, "continue after the last complete iteration of this run")
@@ -118,8 +119,9 @@ def is_small(checkpoint: str) -> bool:
 def held_out_questions(run: RunConfig, tasks: list[str]) -> dict[str, list[Example]]:
     """The held-out questions of each task: the same ones for every seed and method."""
     if run.data == "generated":
-        return {task: generate(task, run.test_size or 200, seed=0, part="test") for task in tasks}
-    held_out = {task: split(load(task, run.data, run.option_order))[1] for task in tasks}
+        part, seed = ("train", -1) if run.validation else ("test", 0)  # no iteration has a negative seed
+        return {task: generate(task, run.test_size or 200, seed, part) for task in tasks}
+    held_out = {task: split(load(task, run.data, run.option_order))[not run.validation] for task in tasks}
     return {task: examples[: run.test_size or None] for task, examples in held_out.items()}
 
 
