@@ -9,7 +9,6 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -18,21 +17,19 @@ from typing import Any
 import torch
 
 import hir
-from baselines import imitation, ppo
+from baselines import grpo, imitation, ppo
 from bigbench_tasks import Example, expand, generate, load, split
 from feedback import judge
 from model_t5 import T5, Tokenizer, load_checkpoint, save_checkpoint
 from support import REPOSITORY, exits, explain, processes
-from support.errors import InputError
-from support.files import read_json
-from support.hub import local_directory
+from support.hub import model_width
 from support.learner import Iteration, Learner
 from support.machine import MachineSettings, choose_device, describe, fuse_kernels
 from support.replay import ReplaySet
 from support.run_directory import check_run, open_run, readable, restore, save_iteration
 from support.seeds import derived_seed
 from support.settings import add_flags, as_values, build, flag, setting
-from support.tables import before_and_after, opening, progress_header, progress_line, say
+from support.tables import before_and_after, opening, progress_header, progress_line, say, time_left
 
 # --- Settings ---------------------------------------------------------------------------------------------------------
 
@@ -41,10 +38,8 @@ from support.tables import before_and_after, opening, progress_header, progress_
 class RunConfig:
     """Model, data and output of a run; the hyperparameters are in hir.Settings."""
 
-    task: str = setting(
-        "logical_deduction", "a task, a family such as logical_deduction, a comma-separated list, or all"
-    )
-    method: str = setting("hir", "how to train; none only evaluates", ("hir", "sft", "farl", "ppo", "none"))
+    task: str = setting("logical_deduction", "a task, a family such as logical_deduction, a list with commas, or all")
+    method: str = setting("hir", "how to train; none only evaluates", ("hir", "sft", "farl", "ppo", "grpo", "none"))
     checkpoint: str = setting("checkpoints/t5-mini", "a directory, or a hub name such as google/flan-t5-base")
     data: str = setting("generated", "generated, official (downloaded), or a directory laid out like benchmark_tasks")
     option_order: str = setting("shuffled", "the order of an official question's options", ("shuffled", "official"))
@@ -52,10 +47,9 @@ class RunConfig:
     questions: int = setting(0, "training questions per task and iteration; 0: the whole training split")
     test_size: int = setting(0, "test questions per task; 0: the whole test split, or 200 generated ones")
     interim_test_size: int = setting(0, "how many of these are asked between the first iteration and the last; 0: all")
+    validation: bool = setting(False, "measure on more questions of the training part, not on the test part")
     answers: str = setting("letters", "form of the targets of --method sft", ("letters", "text", "steps"))
-    out: str = setting(
-        "", "directory of the run; by default named after task, method, checkpoint and seed, under runs/"
-    )
+    out: str = setting("", "directory of the run; by default runs/ and a name from task, method, checkpoint and seed")
     resume: bool = setting(False, "continue after the last complete iteration of this run")
     seed: int = setting(0, "seed of everything that is drawn at random")
     explain: bool = setting(False, "walk through one iteration on up to four questions, and write nothing")
@@ -63,22 +57,24 @@ class RunConfig:
 
 # Table 7 was made for FLAN-T5. A model of two million parameters needs gentler values: one epoch, a smaller learning rate
 # that falls, and no label smoothing, which with 2,048 tokens gives much of the probability to non-answers. It writes a
-# chain of thought, so Eq. 4 compares answers alone. PPO's values come from a search.
+# chain of thought, so Eq. 4 compares answers alone.
 SMALL_MODEL = {
     "iterations": 6, "questions": 100, "learning_rate": 3e-4, "warmup_steps": 10, "final_learning_rate": 0.1,
-    "train_epochs": 1, "interim_test_size": 50, "label_smoothing": 0.0, "alpha": 0.5, "sub_output": "answer", "replay": "all",
-    "ppo_learning_rate": 3e-4, "ppo_value_learning_rate": 3e-3, "ppo_epochs": 2, "ppo_kl_coef": 0.01,
+    "train_epochs": 1, "interim_test_size": 50, "label_smoothing": 0.0, "alpha": 0.5, "sub_output": "answer",
+    "replay": "all", "grpo_learning_rate": 3e-4, "grpo_epochs": 2, "ppo_learning_rate": 3e-4,
+    "ppo_value_learning_rate": 3e-4, "ppo_kl_coef": 0.01, "ppo_epochs": 2,
 }  # fmt: skip
-TITLES = ("the run", "the method (names and values of Table 7)", "PPO's own", "the machine")
+TITLES = ("the run", "the method (names and values of Table 7)", "PPO's own", "GRPO's own", "the machine")
 
 
 @dataclass(frozen=True)
 class AllSettings:
-    """All settings, parsed from the command line."""
+    """All settings, parsed from the command line. A method's own ones have its name."""
 
     run: RunConfig
     method: hir.Settings
     ppo: ppo.PPOSettings
+    grpo: grpo.GRPOSettings
     machine: MachineSettings
 
 
@@ -91,29 +87,20 @@ def parse_arguments(argv: list[str] | None = None) -> AllSettings:
     for title, cls in zip(TITLES, classes, strict=True):
         add_flags(parser, title, cls)
     given = vars(parser.parse_args(argv))
-    defaults = SMALL_MODEL if is_small(given.get("checkpoint", RunConfig.checkpoint)) else {}
+    width = model_width(given.get("checkpoint", RunConfig.checkpoint))
+    defaults = SMALL_MODEL if width and width <= 256 else {}
     try:
         settings = AllSettings(*build(classes, defaults | given))
     except ValueError as error:
         parser.error(str(error))
     run, method, machine = settings.run, settings.method, settings.machine
     if method.contrastive == "batch" and (machine.micro_batch_size or processes.launched()):
-        parser.error(
-            "--contrastive batch compares the whole batch, so it cannot be combined with --micro-batch-size or torchrun"
-        )
-    if run.method == "ppo" and method.sampling_temperature == 0:
-        parser.error("--sampling-temperature is 0; PPO needs outputs that are drawn at random")
+        parser.error("--contrastive batch needs the whole batch at once, so neither --micro-batch-size nor torchrun")
+    if run.method in ("ppo", "grpo") and method.sampling_temperature == 0:
+        parser.error(f"--sampling-temperature is 0; --method {run.method} needs outputs that are drawn at random")
     if machine.shard_model and (machine.compile or run.method == "ppo" or not processes.launched()):
         parser.error("--shard-model needs torchrun, and cannot be combined with --compile or --method ppo")
     return settings
-
-
-def is_small(checkpoint: str) -> bool:
-    """Is this a model of the size of the bundled ones, or one that was trained from them?"""
-    directory = local_directory(checkpoint)
-    with suppress(InputError, KeyError, TypeError):  # load_checkpoint will say what is wrong
-        return directory and read_json(directory / "config.json")["d_model"] <= 256
-    return False
 
 
 # --- Questions --------------------------------------------------------------------------------------------------------
@@ -122,8 +109,9 @@ def is_small(checkpoint: str) -> bool:
 def held_out_questions(run: RunConfig, tasks: list[str]) -> dict[str, list[Example]]:
     """The held-out questions of each task: the same ones for every seed and method."""
     if run.data == "generated":
-        return {task: generate(task, run.test_size or 200, seed=0, part="test") for task in tasks}
-    held_out = {task: split(load(task, run.data, run.option_order))[1] for task in tasks}
+        part, seed = ("train", -1) if run.validation else ("test", 0)  # no iteration has a negative seed
+        return {task: generate(task, run.test_size or 200, seed, part) for task in tasks}
+    held_out = {task: split(load(task, run.data, run.option_order))[not run.validation] for task in tasks}
     return {task: examples[: run.test_size or None] for task, examples in held_out.items()}
 
 
@@ -167,19 +155,21 @@ def rebuild_sample(fields: dict) -> hir.Sample:
 
 def build_method(s: AllSettings, model: T5, tokenizer: Tokenizer) -> tuple[Learner, Method | None, Any]:
     """The learner, the method that trains it, and what the method keeps beside the model: replay set or critic."""
-    settings, groups, state = s.method, [], None
+    rates = {"ppo": s.ppo.ppo_learning_rate, "grpo": s.grpo.grpo_learning_rate}
+    settings = replace(s.method, learning_rate=rates.get(s.run.method, s.method.learning_rate))
+    learner, state = Learner(model, tokenizer, s.machine, settings), None
     if s.run.method in ("hir", "farl"):
         state = ReplaySet(settings.replay, s.machine.replay_size, rebuild_sample)
     if s.run.method == "ppo":
-        state = ppo.PPO(model, s.ppo).to(model.device)
-        settings, groups = replace(settings, learning_rate=s.ppo.ppo_learning_rate), state.groups()
+        state = ppo.PPO(learner, s.ppo)
     methods: dict[str, Method] = {
         "hir": hir.hindsight_instruction_relabeling,
         "farl": imitation.final_answer_rl,
         "sft": partial(imitation.fine_tuning, answers=s.run.answers),
         "ppo": ppo.proximal_policy_optimization,
+        "grpo": partial(grpo.group_relative_policy_optimization, own=s.grpo),
     }
-    return Learner(model, tokenizer, s.machine, settings, groups), methods.get(s.run.method), state
+    return learner, methods.get(s.run.method), state
 
 
 # --- The loop ---------------------------------------------------------------------------------------------------------
@@ -190,7 +180,7 @@ def train(s: AllSettings) -> dict:
     run, begin = s.run, time.perf_counter()
     tasks = expand(run.task, run.data)
     out = Path(run.out or REPOSITORY / "runs" / default_name(run))
-    config = {"run": as_values(run, s.machine), "settings": as_values(s.method, *([s.ppo] * (run.method == "ppo")))}
+    config = {"run": as_values(run, s.machine), "settings": as_values(s.method, getattr(s, run.method, s.method))}
     # Bad input is reported before long work begins or anything is written.
     check_run(out, config, run.resume)
     tests, questions = held_out_questions(run, tasks), partial(training_questions, run, tasks)
@@ -218,6 +208,8 @@ def train(s: AllSettings) -> dict:
         line["seconds"]["evaluation"] = seconds
         lines.append(line | {"tasks": shares})
         say(progress_line(lines[-1]))
+        if iteration == 0 < last:
+            say(time_left(run, config["settings"], num_questions, lines[0]))
         save_model = partial(save_checkpoint, out / "model", model, tokenizer)
         save_iteration(out, states, save_model, lines, readable(examples, iteration, tokenizer.decode), answers)
     say(f"\n{before_and_after(lines[0], lines[-1])}")
@@ -228,9 +220,9 @@ def train_iteration(learner: Learner, iterations: Iterator[Iteration]) -> tuple[
     """The next iteration of a method: what metrics.jsonl says about it, and what was trained on."""
     begin = time.perf_counter()
     result = next(iterations)
-    losses, training = learner.finish_iteration()
+    steps, (losses, training) = len(learner.steps), learner.finish_iteration()
     seconds = {"sampling": round(time.perf_counter() - begin - training, 3), "training": round(training, 3)}
-    line: dict = {"sampled": len(result.samples), "losses": losses, "seconds": seconds}
+    line: dict = {"sampled": len(result.samples), "steps": steps, "losses": losses, "seconds": seconds}
     for name, verdict in (("right_share", "right"), ("malformed_share", "malformed")):
         if result.samples:
             line[name] = sum(s.verdict == verdict for s in result.samples) / len(result.samples)

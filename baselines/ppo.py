@@ -1,30 +1,34 @@
-"""Proximal policy optimisation for a sequence-to-sequence model, the strongest of the methods that HIR is compared with.
+"""Proximal policy optimization for a sequence-to-sequence model, the strongest of the methods that HIR is compared with.
 
-    1. what PPO keeps      PPOSettings, PPO (value head, frozen reference, KL coefficient)
-    2. the rollout         roll_out, token_rewards, estimate_advantages, whiten
-    3. the objective       clipped_policy_loss, clipped_value_loss, loss_terms, final_loss
+    1. what PPO keeps      PPOSettings, PPO (critic, frozen reference), fit_critic
+    2. the rollout         roll_out, token_columns, token_rewards, estimate_advantages, whiten
+    3. the objective       clipped_policy_loss, surrogate, policy_terms, value_terms
 
 It shares the sampler, the feedback, the batches and the gradient step with HIR. An action is a token, its state the
 question with the tokens before it, and the reward is the feedback on the whole output (Sec. 3.1).
 
 What is known to matter is named where it happens: Schulman et al., 2017 (PPO); Schulman et al., 2016 (GAE); Ziegler et
-al., 2019 (PPO for language models); Engstrom et al., 2020, and Huang et al., 2022 and 2024 (implementation details).
+al., 2019 (PPO for language models); Engstrom et al., 2020, and Huang et al., 2022 and 2024 (implementation details);
+Yuan et al., 2025 (the critic).
 
-Letters in shapes: R outputs, T tokens of the longest, M tokens of all outputs together, D model width, V vocabulary.
+Letters in shapes: R outputs, T tokens of the longest, M tokens of all outputs together, V vocabulary.
 """
 
 import copy
+import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from bigbench_tasks import Example
-from hir import CORRECT, Sample, Settings, entropy_loss, prompt, sample_online
+from baselines.imitation import Questions
+from hir import CORRECT, Sample, Settings, prompt, sample_online
 from model_t5 import T5, Tokenizer
 from support.batches import Group, TrainingExample, forward_tokens, group_by, in_batches, make_batches
 from support.learner import Iteration, Learner
@@ -39,70 +43,75 @@ class PPOSettings:
     """PPO's own hyperparameters; those that it shares with HIR are in hir.Settings."""
 
     ppo_learning_rate: float = setting(1e-4, "learning rate of AdamW")
-    ppo_value_learning_rate: float = setting(1e-3, "learning rate of the value head")
     ppo_epochs: int = setting(4, "passes over the outputs of an iteration")
     ppo_clip: float = setting(0.2, "how far the ratio of probabilities may leave 1 before its gradient is cut")
-    ppo_value_clip: float = setting(0.2, "how far a value may move in an iteration before its gradient is cut")
-    ppo_value_coef: float = setting(0.1, "weight of the value loss")
-    ppo_entropy_coef: float = setting(0.0, "weight of the negative entropy")
+    ppo_value_learning_rate: float = setting(1e-4, "learning rate of the critic")
+    ppo_value_epochs: int = setting(4, "the critic's passes over the outputs of an iteration")
+    ppo_value_first_epochs: int = setting(10, "the critic's passes over the first outputs, before the policy's")
     ppo_discount: float = setting(1.0, "discount per token (gamma)", most=1)
-    ppo_lambda: float = setting(
-        0.95, "lambda of GAE: 1 trusts the rewards alone, 0 the value of the next token", most=1
-    )
-    ppo_kl_coef: float = setting(0.05, "penalty per nat away from the reference; where the adaptive one begins")
-    ppo_kl_target: float = setting(0.0, "nats per output that the adaptive penalty aims at; 0: the penalty is fixed")
-    ppo_kl_horizon: float = setting(10_000.0, "outputs over which the adaptive penalty moves by up to a fifth")
+    ppo_lambda: float = setting(0.95, "lambda of GAE: 1 trusts the rewards alone, 0 the next value", most=1)
+    ppo_kl_coef: float = setting(0.05, "penalty per nat away from the reference")
 
 
-class PPO(nn.Module):
+class PPO:
     """What PPO keeps beside the policy; the state of a run includes it."""
 
-    def __init__(self, policy: T5, settings: PPOSettings):
-        super().__init__()
+    def __init__(self, learner: Learner, settings: PPOSettings):
         self.settings = settings
-        # Values are read off the decoder's hidden states. All are 0 at first: a random head would drown the first rewards.
-        self.value_head = nn.Linear(policy.config.d_model, 1)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
         # The model before training, frozen: a policy that drifts from it pays for every token (Ziegler et al., Eq. 2).
-        self.reference = copy.deepcopy(policy).eval().requires_grad_(False)
-        self.register_buffer("kl_coef", torch.tensor(settings.ppo_kl_coef))
+        self.reference = copy.deepcopy(learner.model).eval().requires_grad_(False)
+        # The critic is a T5 of its own, with one output, the value, in place of the vocabulary. So it can learn what
+        # makes a question hard without disturbing the policy, and its states are scaled as an output layer's are.
+        # All values are 0 at first: random ones would drown the first rewards.
+        critic = copy.deepcopy(learner.model).eval()
+        critic.lm_head = nn.Linear(critic.config.d_model, 1, bias=False, device=critic.device)
+        nn.init.zeros_(critic.lm_head.weight)
+        rate = Settings(learning_rate=settings.ppo_value_learning_rate)
+        self.critic = Learner(critic, learner.tokenizer, learner.machine, rate)
 
-    def values(self, hidden: Tensor) -> Tensor:
-        """Hidden states (M, D) -> the expected return (M,), in float32 even within autocast."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self.value_head(hidden.float()).squeeze(-1)
+    def parts(self) -> dict[str, Any]:
+        """All with a state of its own, by name."""
+        return {"reference": self.reference, **self.critic.states()}
 
-    def groups(self) -> list[dict]:
-        """The value head for the optimizer. It starts from nothing, so it learns faster than the policy."""
-        return [{"params": list(self.value_head.parameters()), "lr": self.settings.ppo_value_learning_rate}]
+    def state_dict(self) -> dict[str, Any]:
+        """The state of every part, by name."""
+        return {name: part.state_dict() for name, part in self.parts().items()}
 
-    def adapt_kl_coef(self, kl: float, num_outputs: int) -> None:
-        """The proportional controller of Ziegler et al., Sec. 2.2: more penalty if the policy is further away than planned."""
-        if self.settings.ppo_kl_target:
-            error = max(-0.2, min(0.2, kl / self.settings.ppo_kl_target - 1))
-            self.kl_coef *= 1 + error * num_outputs / self.settings.ppo_kl_horizon
+    def load_state_dict(self, states: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        for name, part in self.parts().items():
+            part.load_state_dict(states[name])
 
 
 def proximal_policy_optimization(
-    learner: Learner,
-    ppo: "PPO",
-    questions: Callable[[int], list[Example]],
-    settings: Settings,
-    iterations: Iterable[int],
-    seed: int,
+    learner: Learner, ppo: PPO, questions: Questions, settings: Settings, iterations: Iterable[int], seed: int
 ) -> Iterator[Iteration]:
     """PPO: sample, estimate advantages, take the epochs of clipped steps. Yields what each iteration did."""
+    own, size = ppo.settings, settings.train_batch_size
+    terms = partial(policy_terms, learner, settings=settings, own=own)
     for iteration in iterations:
         rng, generator = seeds(seed, iteration)
         samples = sample_online(learner, questions(iteration), settings, generator)
         rollouts, measured = roll_out(learner, ppo, samples, settings)
-        for _ in range(ppo.settings.ppo_epochs):
-            for batch in make_batches(rollouts, settings.train_batch_size, rng):
-                terms = partial(loss_terms, learner.model, ppo, learner.tokenizer, settings=settings)
+        if iteration == 1:  # Detail: the critic is fitted before the first policy step (Yuan et al., 2025).
+            fit_critic(ppo.critic, rollouts, own.ppo_value_first_epochs, size, rng)
+            rollouts, _ = roll_out(learner, ppo, samples, settings)
+        for _ in range(own.ppo_epochs):
+            for batch in make_batches(rollouts, size, rng):
                 # Detail: dropout stays off, or the ratios would measure its noise, not the change of the policy.
-                learner.gradient_step(batch, terms, partial(final_loss, settings=ppo.settings), dropout=False)
-        yield Iteration(samples, rollouts, measured)
+                learner.gradient_step(batch, terms, itemgetter("policy"), dropout=False)
+        fit_critic(ppo.critic, rollouts, own.ppo_value_epochs, size, rng)
+        measured["critic_steps"] = len(ppo.critic.steps)
+        losses, seconds = ppo.critic.finish_iteration()
+        learner.training_seconds += seconds
+        yield Iteration(samples, rollouts, measured | losses)
+
+
+def fit_critic(critic: Learner, rollouts: list["Rollout"], epochs: int, size: int, rng: random.Random) -> None:
+    """Steps of the critic towards the returns."""
+    for _ in range(epochs):
+        for batch in make_batches(rollouts, size, rng):
+            critic.gradient_step(batch, partial(value_terms, critic), itemgetter("value_loss"), dropout=False)
 
 
 # --- 2. The rollout ---------------------------------------------------------------------------------------------------
@@ -113,78 +122,82 @@ class Rollout(TrainingExample):
     """A sampled output and what is known of each of its L tokens when training begins; on the CPU, each (L,)."""
 
     log_probs: Tensor = field(default=None, repr=False)  # under the policy that drew it
-    values: Tensor = field(default=None, repr=False)
     advantages: Tensor = field(default=None, repr=False)
     returns: Tensor = field(default=None, repr=False)
 
 
-def policy_outputs(
-    model: T5, tokenizer: Tokenizer, groups: list[Group], temperature: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Labels (M,), hidden states (M, D), logits (M, V) and log-probabilities (M,) of all outputs, one after another.
+def output_layer(model: T5, tokenizer: Tokenizer, groups: list[Group]) -> tuple[Tensor, Tensor]:
+    """The tokens of all outputs, one after another (M,), and what the model's output layer says before each: (M, V).
 
-    Detail: the logits are divided by the sampling temperature, as the probabilities are those that sampling used.
-    Detail: the output layer works in float32. In bfloat16 a logit of 10 is off by 0.03, and so would the ratios be.
+    Detail: it works in float32. In bfloat16 a logit of 10 is off by 0.03, and so would the ratios be.
     """
     batch, hidden = forward_tokens(model, tokenizer, prompt, groups, "none")
     with torch.autocast(hidden.device.type, enabled=False):
-        logits = model.logits(hidden.float()) / temperature
-    return batch.labels, hidden, logits, -F.cross_entropy(logits, batch.labels, reduction="none")
+        return batch.labels, model.logits(hidden.float())
 
 
-@torch.no_grad()
-def roll_out(
-    learner: Learner, ppo: "PPO", samples: list[Sample], settings: Settings
-) -> tuple[list["Rollout"], dict[str, float]]:
-    """What PPO trains on: the samples with advantages and returns; and how far the policy is from the reference."""
-    if not samples:
-        return [], {}
-    log_probs, reference_log_probs, values = token_values(learner, ppo, samples, settings)  # (R, T), 0 at padding
-    lengths = [len(s.tokens) for s in samples]
-    right = [s.verdict == "right" for s in samples]
-    rewards = token_rewards(right, lengths, log_probs - reference_log_probs, float(ppo.kl_coef))
-    advantages = estimate_advantages(rewards, values, ppo.settings.ppo_discount, ppo.settings.ppo_lambda)
-    returns = advantages + values  # before whitening: what the value head learns is on the scale of the rewards
-    mask = torch.arange(log_probs.shape[1]) < torch.tensor(lengths)[:, None]
-    # Detail: advantages are whitened, over all tokens of the iteration, so that the step does not depend on their scale.
-    columns = torch.stack([log_probs, values, whiten(advantages, mask), returns])  # (4, R, T)
-    rollouts = [
-        Rollout(CORRECT, s.example.question, s.tokens, 0, -1, (), *columns[:, row, : lengths[row]])
-        for row, s in enumerate(samples)
-    ]
-    kl = float((log_probs - reference_log_probs).sum(dim=1).mean())
-    measured = {"reference_kl": kl, "kl_coef": float(ppo.kl_coef)}
-    measured["explained_variance"] = explained_variance(values[mask], returns[mask])
-    ppo.adapt_kl_coef(kl, len(samples))
-    return rollouts, measured
+def token_log_probs(model: T5, tokenizer: Tokenizer, temperature: float, groups: list[Group]) -> Tensor:
+    """The log-probability of each token of all outputs: (M,).
+
+    Detail: the logits are divided by the sampling temperature, as the probabilities are those that sampling used.
+    """
+    labels, logits = output_layer(model, tokenizer, groups)
+    return -F.cross_entropy(logits / temperature, labels, reduction="none")
 
 
-def token_values(learner: Learner, ppo: "PPO", samples: list[Sample], settings: Settings) -> Tensor:
-    """Log-probabilities under the policy and under the reference, and values, of each token: (3, R, T), 0 at padding.
+def token_values(critic: Learner, groups: list[Group]) -> Tensor:
+    """The return that the critic expects before each token of all outputs: (M,)."""
+    return output_layer(critic.model, critic.tokenizer, groups)[1].squeeze(-1)
+
+
+def token_columns(learner: Learner, samples: list[Sample], functions: list[Callable[[list[Group]], Tensor]]) -> Tensor:
+    """What C functions, each from groups of outputs to (M,), say of each token: (C, R, T), 0 at padding.
 
     Detail: the old log-probabilities come from the same forward pass as those in training, without dropout, and not from
     the sampler, whose cache rounds differently. So the first ratios are 1.
     """
-    policy, tokenizer, temperature = learner.model, learner.tokenizer, settings.sampling_temperature
     examples = [TrainingExample(CORRECT, s.example.question, s.tokens) for s in samples]
     groups = group_by(range(len(samples)), key=lambda i: examples[i].question)
 
     def columns_of(batch: list[int]) -> list[list[Tensor]]:
         part = [[examples[i] for i in groups[g]] for g in batch]
-        _, hidden, _, log_probs = policy_outputs(policy, tokenizer, part, temperature)
-        _, _, _, reference_log_probs = policy_outputs(ppo.reference, tokenizer, part, temperature)
-        columns = torch.stack([log_probs, reference_log_probs, ppo.values(hidden)], dim=1).cpu()  # (M, 3)
+        columns = torch.stack([function(part) for function in functions], dim=1).cpu()  # (M, C)
         outputs = iter(columns.split([len(e.output) for group in part for e in group]))
         return [[next(outputs).clone() for _ in group] for group in part]
 
     lengths = [len(examples[group[0]].question) for group in groups]
-    by_group = in_batches(
-        policy, columns_of, lengths, learner.machine.micro_batch_size or learner.machine.sampling_batch_size
-    )
-    rows = [
-        (i, row) for group, outputs in zip(groups, by_group, strict=True) for i, row in zip(group, outputs, strict=True)
+    size = learner.machine.micro_batch_size or learner.machine.sampling_batch_size
+    by_group = in_batches(learner.model, columns_of, lengths, size)
+    rows = {i: row for group, found in zip(groups, by_group, strict=True) for i, row in zip(group, found, strict=True)}
+    return pad_sequence([rows[i] for i in range(len(rows))], batch_first=True).permute(2, 0, 1)
+
+
+@torch.no_grad()
+def roll_out(
+    learner: Learner, ppo: PPO, samples: list[Sample], settings: Settings
+) -> tuple[list[Rollout], dict[str, float]]:
+    """What PPO trains on: the samples with advantages and returns; and how far the policy is from the reference."""
+    if not samples:
+        return [], {}
+    tokenizer, temperature, own = learner.tokenizer, settings.sampling_temperature, ppo.settings
+    log_probs_under = [partial(token_log_probs, m, tokenizer, temperature) for m in (learner.model, ppo.reference)]
+    columns = token_columns(learner, samples, [*log_probs_under, partial(token_values, ppo.critic)])
+    log_probs, reference_log_probs, values = columns  # each (R, T)
+    log_ratio, lengths = log_probs - reference_log_probs, [len(s.tokens) for s in samples]
+    rewards = token_rewards([s.verdict == "right" for s in samples], lengths, log_ratio, own.ppo_kl_coef)
+    advantages = estimate_advantages(rewards, values, own.ppo_discount, own.ppo_lambda)
+    # Detail: the critic learns what was really earned, lambda = 1, and not its own later values (Yuan et al., 2025).
+    returns = estimate_advantages(rewards, torch.zeros_like(values), own.ppo_discount, 1.0)
+    mask = torch.arange(rewards.shape[1]) < torch.tensor(lengths)[:, None]
+    # Detail: advantages are whitened, over all tokens of the iteration, so that the step does not depend on their scale.
+    columns = torch.stack([log_probs, whiten(advantages, mask), returns])  # (3, R, T)
+    rollouts = [
+        Rollout(CORRECT, s.example.question, s.tokens, 0, -1, (), *columns[:, row, : lengths[row]])
+        for row, s in enumerate(samples)
     ]
-    return pad_sequence([row for _, row in sorted(rows, key=lambda r: r[0])], batch_first=True).permute(2, 0, 1)
+    # The critic has not seen these outputs.
+    explained = explained_variance(values[mask], returns[mask])
+    return rollouts, {"reference_kl": float(log_ratio.sum(dim=1).mean()), "explained_variance": explained}
 
 
 def token_rewards(right: list[bool], lengths: list[int], log_ratio: Tensor, kl_coef: float) -> Tensor:
@@ -235,34 +248,35 @@ def clipped_policy_loss(ratio: Tensor, advantages: Tensor, clip: float) -> Tenso
     return torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
 
 
-def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """Half the squared error, clipped like the policy: a value moves little within an iteration; each (M,)."""
-    clipped = old_values + (values - old_values).clamp(-clip, clip)
-    return 0.5 * torch.max((values - returns) ** 2, (clipped - returns) ** 2)
-
-
-def final_loss(terms: dict[str, Tensor], settings: PPOSettings) -> Tensor:
-    """The clipped policy loss, the clipped value loss and the entropy; other terms are only logged."""
-    return terms["policy"] + settings.ppo_value_coef * terms["value"] + settings.ppo_entropy_coef * terms["entropy"]
-
-
-def loss_terms(
-    policy: T5, ppo: PPO, tokenizer: Tokenizer, groups: list[list[Rollout]], settings: Settings
-) -> dict[str, Tensor]:
-    """The terms of PPO's loss on some rollouts, and what is logged besides; each a mean over tokens."""
-    labels, hidden, logits, log_probs = policy_outputs(policy, tokenizer, groups, settings.sampling_temperature)
-    rollouts = [rollout for group in groups for rollout in group]
-    old_log_probs, old_values, advantages, returns = (
-        torch.cat([getattr(rollout, name) for rollout in rollouts]).to(policy.device)
-        for name in ("log_probs", "values", "advantages", "returns")
-    )
-    own, log_ratio = ppo.settings, log_probs - old_log_probs
+def surrogate(
+    learner: Learner, groups: list[list[Rollout]], temperature: float, clip: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped policy loss of each token, (M,), and what is logged besides, each a mean over tokens."""
+    device = learner.model.device
+    log_probs = token_log_probs(learner.model, learner.tokenizer, temperature, groups)
+    log_ratio = log_probs - concatenated(groups, "log_probs", device)
     ratio = log_ratio.exp()
-    return {
-        "policy": clipped_policy_loss(ratio, advantages, own.ppo_clip).mean(),
-        "value": clipped_value_loss(ppo.values(hidden), old_values, returns, own.ppo_value_clip).mean(),
-        "entropy": entropy_loss(logits, labels),
+    return clipped_policy_loss(ratio, concatenated(groups, "advantages", device), clip), {
         "ratio": ratio.mean(),
-        "clip_share": ((ratio - 1).abs() > own.ppo_clip).float().mean(),
+        "clip_share": ((ratio - 1).abs() > clip).float().mean(),
         "policy_kl": (ratio - 1 - log_ratio).mean(),  # from the policy that sampled; never negative, and unbiased
     }
+
+
+def concatenated(groups: list[list[Rollout]], name: str, device: torch.device) -> Tensor:
+    """What is known of all tokens under this name, (M,)."""
+    return torch.cat([getattr(rollout, name) for group in groups for rollout in group]).to(device)
+
+
+def policy_terms(
+    learner: Learner, groups: list[list[Rollout]], settings: Settings, own: PPOSettings
+) -> dict[str, Tensor]:
+    """The terms of the policy's loss on some rollouts, and what is logged besides; each a mean over tokens."""
+    losses, logged = surrogate(learner, groups, settings.sampling_temperature, own.ppo_clip)
+    return {"policy": losses.mean(), **logged}
+
+
+def value_terms(critic: Learner, groups: list[list[Rollout]]) -> dict[str, Tensor]:
+    """The critic's loss: half the squared error, a mean over tokens."""
+    errors = token_values(critic, groups) - concatenated(groups, "returns", critic.model.device)
+    return {"value_loss": 0.5 * (errors**2).mean()}

@@ -2,13 +2,14 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from support import REPOSITORY
 from support.checkpoint_files import WEIGHTS, find_weights, read_index
 from support.downloads import download
 from support.errors import InputError
-from support.files import write_file
+from support.files import read_json, write_file
 
 
 def local_directory(path_or_name: str | os.PathLike) -> Path | None:
@@ -77,3 +78,12 @@ def _download_checkpoint(name: str, directory: Path) -> None:
         for part in sorted(set(read_index(directory / weights).values())):
             if not fetch(part):
                 raise InputError(f"the hub lacks {part}, which {weights} lists.")
+
+
+def model_width(checkpoint: str) -> int | None:
+    """`d_model` of a checkpoint on this machine. None if it is elsewhere or damaged: `load_checkpoint` says which."""
+    directory = local_directory(checkpoint)
+    with suppress(InputError, KeyError):
+        width = directory and read_json(directory / "config.json")["d_model"]
+        return width if isinstance(width, int) else None
+    return None

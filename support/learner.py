@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,11 +32,10 @@ LossTerms = Callable[[list[Group]], dict[str, Tensor]]
 class Learner:
     """A model with what trains it: tokenizer, machine, optimizer, schedule."""
 
-    def __init__(self, model, tokenizer, machine: MachineSettings, settings, more_groups: Sequence[dict] = ()):
-        """settings: learning_rate, warmup_steps, final_learning_rate. more_groups: of parameters, for the optimizer."""
+    def __init__(self, model, tokenizer, machine: MachineSettings, settings):
+        """settings: learning_rate, warmup_steps and final_learning_rate."""
         self.model, self.tokenizer, self.machine = model, tokenizer, machine
-        groups = [{"params": list(model.parameters())}, *more_groups]
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
         self.warmup_steps, self.final_learning_rate = settings.warmup_steps, settings.final_learning_rate
         self.progress = 0.0  # of the run: 0 in the first iteration, 1 in the last
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.rate_factor)
@@ -68,10 +67,10 @@ class Learner:
     ) -> None:
         """One optimizer step on `total(loss_terms(groups))`, where `total` is a weighted sum of the terms.
 
-        Each term is a mean over the tokens to be learned ("contrastive": over the examples). Micro-batches and processes
-        each take a part of the groups. A part's mean is weighted with its part of the tokens, so that the gradient is
-        that of the whole batch, however it is cut. If a term or the gradient is not finite, nothing changes: the step is
-        left out, and its examples are printed. Raises FloatingPointError when that happens too often.
+        Each term is a mean over the tokens to be learned ("contrastive", "surrogate": over the examples). Micro-batches
+        and processes each take a part of the groups. A part's mean is weighted with its part of the tokens, so that the
+        gradient is that of the whole batch, however it is cut. If a term or the gradient is not finite, nothing changes:
+        the step is left out, and its examples are printed. Raises FloatingPointError when that happens too often.
         """
         begin = time.perf_counter()
         if self.bar is None:
@@ -84,7 +83,7 @@ class Learner:
             tokens, examples = count(part)
             with self.model.autocast():
                 terms = loss_terms(part or groups[:1])  # a process with no groups left still takes part, with weight 0
-            weights = {"contrastive": examples / num_examples}
+            weights = dict.fromkeys(("contrastive", "surrogate"), examples / num_examples)
             terms = {name: term * weights.get(name, tokens / num_tokens) for name, term in terms.items()}
             total(terms).backward()
             done.append((part, torch.stack([term.detach() for term in terms.values()])))

@@ -1,0 +1,103 @@
+"""The search of hyperparameters:  python -m experiments.search
+
+Every method gets the same number of trials, drawn at random from its own grid (Bergstra and Bengio, 2012): learning rate,
+epochs, and one more setting of its own. A trial trains on two tasks, one run each, and is measured on questions of the
+training part, never on a test question. Each run becomes a line of results/search.jsonl. Stopped at any moment, the same
+command makes those that are missing; at the end it prints the best trial of every method.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from support import REPOSITORY
+from support.run_directory import write_lines
+
+TASKS = ("logical_deduction_three_objects", "object_counting")
+TRIALS = 12  # of each method
+BUDGET = "--iterations 5 --questions 100 --online-samples 4 --test-size 200 --validation --seed 1"
+MALFORMED = 0.1  # a setting with more malformed answers than this under the wrong instruction does not count as found
+RATES, EPOCHS = "1e-4 2e-4 3e-4 5e-4 1e-3", "1 2 4 8"
+OWN_RATES, OWN_EPOCHS = "3e-5 1e-4 3e-4 1e-3", "1 2 4"
+GRIDS = {
+    "sft": {"--learning-rate": RATES, "--train-epochs": EPOCHS, "--answers": "text steps"},
+    "farl": {"--learning-rate": RATES, "--train-epochs": EPOCHS, "--replay": "all last"},
+    "ppo": {"--ppo-learning-rate": OWN_RATES, "--ppo-epochs": OWN_EPOCHS, "--ppo-kl-coef": "0 0.01 0.05"},
+    "grpo": {"--grpo-learning-rate": OWN_RATES, "--grpo-epochs": OWN_EPOCHS, "--grpo-normalize": "grpo dr-grpo"},
+    "hir": {
+        "--learning-rate": RATES, "--train-epochs": EPOCHS, "--alpha": "0.25 0.5 1",  # and what the paper leaves open
+        "--sub-output": "answer encoder none", "--replay": "all last", "--malformed": "wrong drop",
+    },
+}  # fmt: skip
+
+
+def trials(method: str) -> list[str]:
+    """The flags of a method's trials: the same ones whenever this is asked."""
+    values = map(str.split, GRIDS[method].values())
+    grid = [
+        " ".join(itertools.chain(*zip(GRIDS[method], chosen, strict=True))) for chosen in itertools.product(*values)
+    ]
+    return random.Random(method).sample(grid, TRIALS)
+
+
+def make_run(runs: Path, jobs: int, run: tuple[str, str, str]) -> dict | None:
+    """Train and measure; what there is of the run already is taken up. Returns its line, None if it failed."""
+    method, flags, task = run
+    out = runs / "-".join([method, *flags.replace("--", "").split(), task])
+    command = [sys.executable, str(REPOSITORY / "train.py"), "--method", method, "--task", task, "--out", str(out)]
+    beside = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}  # runs side by side take a core each
+    command += [*BUDGET.split(), *flags.split(), "--resume"]
+    if subprocess.run(command, check=False, stdout=subprocess.DEVNULL, env=os.environ | beside).returncode:
+        return None
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
+    keys = ("correct", "wrong", "obeyed", "malformed")
+    total = {"steps": sum(line.get("steps", 0) for line in lines), "sampled": lines[-1]["sampled"]}
+    total["seconds"] = round(sum(line["seconds"].get(part, 0) for line in lines for part in ("sampling", "training")))
+    return (
+        {"method": method, "flags": flags, "task": task} | {key: lines[-1]["tasks"][task][key] for key in keys} | total
+    )
+
+
+def summary(lines: list[dict], method: str) -> str:
+    """A method's best trial: the one most often right, over the tasks, among those that count as found."""
+    rows = []
+    for flags in trials(method):
+        of_trial = [line for line in lines if (line["method"], line["flags"]) == (method, flags)]
+        if len(of_trial) == len(TASKS) and (method != "hir" or max(x["malformed"] for x in of_trial) <= MALFORMED):
+            rows.append((statistics.mean(line["correct"] for line in of_trial), flags))
+    correct, flags = max(rows, default=(0.0, "nothing"))
+    return f"{method:5} {100 * correct:5.1f} %  {flags}  ({len(rows)} of {TRIALS} trials count)"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--results", type=Path, default=REPOSITORY / "results" / "search.jsonl")
+    parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "search")
+    parser.add_argument("--jobs", type=int, default=1, help="runs that are made at once")
+    args = parser.parse_args(argv)
+    lines = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
+    done = {(line["method"], line["flags"], line["task"]) for line in lines}
+    wanted = [(method, flags, task) for method in GRIDS for flags in trials(method) for task in TASKS]
+    missing = [run for run in wanted if run not in done]
+    each = statistics.mean([line["seconds"] for line in lines] or [60]) + 20  # to start, and to evaluate six times
+    print(f"{len(missing)} runs to make, about {len(missing) * each / 60 / args.jobs:.0f} min", flush=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for line in pool.map(partial(make_run, args.runs, args.jobs), missing):
+            lines += [line] if line else []
+            write_lines(args.results, lines)
+            print(json.dumps(line) if line else "failed; its trial does not count", flush=True)
+    print("\n".join(summary(lines, method) for method in GRIDS))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
