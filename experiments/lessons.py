@@ -46,9 +46,9 @@ class Stage:
 
 
 STAGES = {
-    "skill": Stage(16000, 1e-3, 0.8, 0.3, (1.0, 0.0)),
-    "instructions": Stage(400, 7e-4, 0.3, 0.5, (1.0, 0.0)),
-    "carelessness": Stage(200, 5e-4, 0.0, 0.5, (0.5, 0.3)),
+    "skill": Stage(17000, 1e-3, 0.8, 0.3, (1.0, 0.0)),
+    "instructions": Stage(250, 7e-4, 0.3, 0.5, (1.0, 0.0)),
+    "carelessness": Stage(200, 5e-4, 0.0, 0.5, (0.5, 0.15)),
 }
 
 
