@@ -19,7 +19,7 @@ from feedback import is_correct, is_part_of_right_answer, judge
 from hir import CORRECT, WRONG
 from model_t5 import T5, T5Config, Tokenizer, save_checkpoint
 from support import REPOSITORY
-from support.batches import encode_source, group_by
+from support.batches import encode_source, make_groups
 
 # --- Feedback (Sec. 4.2) ----------------------------------------------------------------------------------------------
 
@@ -209,29 +209,28 @@ def test_sub_outputs_in_the_encoder_equal_a_loop(tiny):
 def plain_terms(model, tokenizer, examples, settings):
     """Eq. 3-5 for examples one at a time, each context encoded and decoded alone."""
     supervised, entropy, contrastive = [], [], []
-    key = lambda e: (e.instruction, e.question, e.encoder_prefix)  # noqa: E731
     for e in examples:
         contexts = [(p, e.question, e.encoder_prefix) for p in (CORRECT, WRONG)]
         if settings.contrastive == "batch":
-            contexts = list(dict.fromkeys(map(key, examples)))
+            contexts = list(dict.fromkeys(example.context for example in examples))
         means = []
         for context in contexts:
             input_ids = torch.tensor([encode_source(tokenizer, hir.prompt, *context)])
             log_probs = model(input_ids, torch.ones_like(input_ids), torch.tensor([e.output]))[0].log_softmax(-1)
             nll = -log_probs[range(len(e.output)), e.output]
             means.append(-nll[e.compared :].mean())
-            if context == key(e):
+            if context == e.context:
                 smooth = (1 - settings.label_smoothing) * nll - settings.label_smoothing * log_probs.mean(-1)
                 supervised += smooth[e.start :].tolist()
                 entropy += (log_probs.exp() * log_probs).sum(-1)[e.start :].tolist()
-        contrastive.append(-torch.stack(means).log_softmax(0)[contexts.index(key(e))].item())
+        contrastive.append(-torch.stack(means).log_softmax(0)[contexts.index(e.context)].item())
     terms = {"supervised": supervised, "contrastive": contrastive, "entropy": entropy}
     return {name: sum(values) / len(values) for name, values in terms.items()}
 
 
 @torch.no_grad()
 def terms_of(tiny, examples, settings):
-    groups = group_by(examples, key=lambda e: (e.question, e.encoder_prefix))
+    groups = make_groups(examples)
     return {name: term.item() for name, term in hir.loss_terms(*tiny, groups, settings).items()}
 
 

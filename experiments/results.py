@@ -26,7 +26,7 @@ import hir
 import train
 from support import REPOSITORY
 from support.errors import InputError
-from support.run_directory import write_lines
+from support.files import write_lines
 from support.settings import as_values, flag
 from support.tables import percent, wilson
 

@@ -89,3 +89,13 @@ def write_file(path: Path, *chunks: bytes | memoryview) -> None:
 def write_json(path: Path, value: dict) -> None:
     """Write a JSON object, indented, in one rename."""
     write_file(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The JSON objects in a file that has one per line; none if there is no such file."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+
+def write_lines(path: Path, values: list[dict]) -> None:
+    """Write a JSON object per line, in one rename."""
+    write_file(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode())

@@ -9,7 +9,6 @@ state.pt        what it takes to resume: weights, optimizer, schedule, replay se
 .lock           number of the process that writes, locked by it; the lock ends with the process, however that ends
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from support import REPOSITORY, processes, signals
 from support.batches import TrainingExample
 from support.checkpoint_files import load_pickle
 from support.errors import InputError
-from support.files import read_json, replacing, write_file, write_json
+from support.files import read_json, read_lines, replacing, write_json, write_lines
 from support.locks import lock
 from support.machine import FIXED, MachineSettings
 from support.settings import flag
@@ -166,13 +165,7 @@ def save_iteration(
 
 def write_samples(path: Path, samples: list[dict], iteration: int) -> None:
     """Add the samples of an iteration to a file, in place of what a killed run has left of it."""
-    earlier = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    write_lines(path, [sample for sample in earlier if sample["iteration"] < iteration] + samples)
-
-
-def write_lines(path: Path, values: list[dict]) -> None:
-    """Write a JSON object per line."""
-    write_file(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode())
+    write_lines(path, [sample for sample in read_lines(path) if sample["iteration"] < iteration] + samples)
 
 
 def readable(examples: list[TrainingExample], iteration: int, decode: Callable[[tuple[int, ...]], str]) -> list[dict]:
