@@ -28,7 +28,7 @@ from matplotlib.ticker import MaxNLocator
 import hir
 import train
 from support import REPOSITORY
-from support.errors import InputError
+from support.errors import input_errors
 from support.files import read_lines, write_lines
 from support.settings import as_values, flag
 from support.tables import AFTER, aligned, percent, wilson
@@ -66,15 +66,13 @@ Results = dict[str, Result]
 
 def read_result(path: Path) -> Result:
     """The result of a run, from the directory that train.py has written or from a file of results/runs/."""
-    try:
+    problem, remedy = f"{path} holds no run", "name a directory that train.py has written."
+    with input_errors(problem, remedy, OSError, ValueError, KeyError, TypeError):
         config, *lines = _lines_of_run(path) if path.is_dir() else read_lines(path)
         shown = [line for line in lines if "iteration" in line]
         if not shown or not isinstance(config["settings"] | config["run"], dict):
             raise ValueError("it has no finished iteration")
         return Result(config, shown, *(line["verdicts"] for line in lines if "verdicts" in line))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise InputError(f"{path} holds no run ({reason}); name a directory that train.py has written.") from error
 
 
 def _lines_of_run(out: Path) -> list[dict]:

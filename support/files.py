@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from support.errors import InputError
+from support.errors import InputError, input_errors
 from support.locks import lock
 
 MAX_TEXT = 20_000_000  # bytes of a header, a configuration or a vocabulary; the largest T5 needs a twentieth
@@ -16,11 +16,9 @@ MAX_TEXT = 20_000_000  # bytes of a header, a configuration or a vocabulary; the
 
 def read_file(path: Path) -> bytes:
     """The bytes of a small file."""
-    try:
+    with input_errors(f"{path}: cannot be read", "fetch it again.", OSError):
         if (size := path.stat().st_size) <= MAX_TEXT:
             return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
     raise InputError(f"{path}: has {size} bytes, too many for such a file; fetch it again.")
 
 
@@ -38,14 +36,10 @@ def parse_object(data: bytes, path: Path) -> dict:
             raise ValueError("a key appears twice")
         return found
 
-    try:
+    with input_errors(f"{path}: is not a valid JSON object", "fetch the file again.", ValueError, RecursionError):
         value = json.loads(data.decode(), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not valid JSON ({error}); fetch the file again.") from error
-    if not isinstance(value, dict):
-        raise InputError(
-            f"{path}: holds a JSON {type(value).__name__} where an object is expected; fetch the file again."
-        )
+        if not isinstance(value, dict):
+            raise ValueError(f"it is a {type(value).__name__}")
     return value
 
 
@@ -73,10 +67,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
     with suppress(OSError):  # where directories cannot be opened
         directory = os.open(path.parent, os.O_RDONLY)
-        try:
+        with suppress(OSError):
             os.fsync(directory)  # the new name itself must reach the disk
-        finally:
-            os.close(directory)
+        os.close(directory)
 
 
 def write_file(path: Path, *chunks: bytes | memoryview) -> None:

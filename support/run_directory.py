@@ -24,7 +24,7 @@ import torch
 from support import REPOSITORY, processes, signals
 from support.batches import TrainingExample
 from support.checkpoint_files import load_pickle
-from support.errors import InputError
+from support.errors import InputError, input_errors
 from support.files import read_json, read_lines, replacing, write_json, write_lines
 from support.locks import lock
 from support.machine import FIXED, MachineSettings
@@ -71,26 +71,20 @@ def open_run(out: Path, config: dict[str, dict], resume: bool) -> TextIO | None:
 
     def take() -> None:
         nonlocal file
-        try:
+        with input_errors(f"{out} cannot be written", "choose another --out.", OSError):
             out.mkdir(parents=True, exist_ok=True)
             file = (out / ".lock").open("a+")
-            lock_or_refuse(file, out)
+            file.seek(0)
+            if lock(file) is False:
+                number = file.read(20).strip()
+                raise InputError(f"{out} is in use by process {number}; let it end, or choose another --out.")
+            file.truncate()
+            print(os.getpid(), file=file, flush=True)
             if not check_run(out, config, resume):
                 write_json(out / "config.json", config | environment())
-        except OSError as error:
-            raise InputError(f"{out} cannot be written ({error.strerror}); choose another --out.") from error
 
     processes.from_first(take)
     return file
-
-
-def lock_or_refuse(file: TextIO, out: Path) -> None:
-    """Lock the file for this process and write its number there."""
-    file.seek(0)
-    if lock(file) is False:
-        raise InputError(f"{out} is in use by process {file.read(20).strip()}; let it end, or choose another --out.")
-    file.truncate()
-    print(os.getpid(), file=file, flush=True)
 
 
 def restore(out: Path, parts: dict[str, Any]) -> list[dict]:
@@ -98,16 +92,14 @@ def restore(out: Path, parts: dict[str, Any]) -> list[dict]:
     path = out / "state.pt"
     if not processes.from_first(path.exists):
         return []
-    try:
+    remedy = "it is damaged or of another version."
+    with input_errors(f"{path} cannot be resumed from", remedy, Exception):  # as a damaged file can raise anything
         state = load_pickle(path, check_sums=processes.rank() == 0)
         for name, part in parts.items():
             if not all(tensor.isfinite().all() for tensor in _tensors(state[name])):
                 raise ValueError(f"{name} holds numbers that are not finite")
             processes.load_state(part, state[name])
         return list(state["lines"])
-    except Exception as error:  # a damaged file can raise anything
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path} cannot be resumed from ({reason}); it is damaged or of another version.") from error
 
 
 def _tensors(state: Any) -> Iterator[torch.Tensor]:

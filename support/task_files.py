@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from support.downloads import download
-from support.errors import InputError
+from support.errors import InputError, input_errors
 
 # Directory under benchmark_tasks -> SHA-256 of the official task.json in it.
 SHA256 = {
@@ -55,15 +55,12 @@ def official(task: str) -> Path:
 
 def read(path: Path) -> list[dict]:
     """The entries of a task file, checked, each together with the prefixes that the file states once."""
-    try:
-        size = path.stat().st_size
-        content = json.loads(path.read_text("utf-8")) if size <= MAX_BYTES else None
-    except OSError as error:
-        raise InputError(f'cannot read {path} ({error.strerror}): name another directory, or "official"') from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON in UTF-8 ({type(error).__name__}): fetch the file again") from error
-    if size > MAX_BYTES:
-        raise InputError(f"{path} is too large for a task file (over {MAX_BYTES // 10**6} MB): fetch the file again")
+    with input_errors(f"cannot read {path}", 'name another directory, or "official"', OSError):
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} is too large for a task file (over {MAX_BYTES // 10**6} MB): fetch it again")
+        data = path.read_bytes()
+    with input_errors(f"{path}: not JSON in UTF-8", "fetch the file again", ValueError, RecursionError):
+        content = json.loads(data.decode())
     if not isinstance(content, dict) or not isinstance(content.get("examples"), list) or not content["examples"]:
         raise InputError(f'{path} has no list of "examples": put a BIG-bench task file there')
     prefixes = {field: content[field] for field in ("task_prefix", "example_input_prefix") if field in content}

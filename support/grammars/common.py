@@ -35,6 +35,15 @@ def counted(number: int, noun: str) -> str:
     return f"{NUMBER[number]} {noun if number == 1 else plural(noun)}"
 
 
+def growing(parts: list[tuple[str, int, bool]]) -> tuple[int, str]:
+    """Sum up what counts of some (text, number, counts), and the steps: `red yes one, blue no one`."""
+    total, steps = 0, []
+    for text, number, counts in parts:
+        total += number * counts
+        steps.append(f"{text} {'yes' if counts else 'no'} {NUMBER[total]}")
+    return total, ", ".join(steps)
+
+
 def scores(options, *right) -> dict[str, int]:
     """The options of a task file with their scores."""
     return {str(option): int(option in right) for option in options}

@@ -4,9 +4,9 @@ Steps go down the table: the values to compare and then the greatest, a count th
 before names, so that a name is looked up from its value by reading on.
 """
 
-from itertools import accumulate
+from itertools import accumulate, product
 
-from support.grammars.common import NUMBER, balanced, names, scores
+from support.grammars.common import balanced, growing, names, scores
 
 PENGUINS = names("Louis Bernard Vincent Gwen James Ada Felix Hugo Iris Karl Mabel Nora Oscar Pablo Rosa Sven Tilda")
 GIRAFFES = names("Jody Gladys Marian Donna Abel Betty Cora Doris Ellen Floyd Greta Homer Ivan Kelly Leon Myra")
@@ -44,7 +44,10 @@ def about_extremes(rows: list[dict], field: str, animal: str) -> dict:
         steps = f"{column}: {word} {listed([first], field)}"
         questions[f"Which is the {word} {animal}?"] = (first["name"], steps)
         questions[f"Which {animal} is {than} than the other ones?"] = (first["name"], steps)
-        questions[f"Which is the second {word} {animal}?"] = (second["name"], f"{steps}, second {listed([second], field)}")
+        questions[f"Which is the second {word} {animal}?"] = (
+            second["name"],
+            f"{steps}, second {listed([second], field)}",
+        )
         questions[f"Which {animal} is {than} than {second['name']}?"] = (first["name"], steps)
     for above, between, below in zip(ranked, ranked[1:], ranked[2:], strict=False):
         steps = f"{listed([below, above], field)}: {column}: between {listed([between], field)}"
@@ -55,42 +58,38 @@ def about_extremes(rows: list[dict], field: str, animal: str) -> dict:
 
 def about_names(rows: list[dict], animal: str) -> dict:
     """Names by their place in the table or in the alphabet, or by a value."""
-    questions = {}
+    questions, what = {}, "What is the name of the"
     in_table = [row["name"] for row in rows]
     for order, called in (("", in_table), (" sorted by alphabetic order", sorted(in_table))):
         for place, name in zip(("first", "second", "next to last", "last"), called[:2] + called[-2:], strict=True):
-            questions[f"What is the name of the {place} {animal}{order}?"] = (name, ", ".join(called))
+            questions[f"{what} {place} {animal}{order}?"] = (name, ", ".join(called))
     for row in rows:
-        old, tall = (f"{listed(rows, field)}: {listed([row], field)}" for field in ("age", "height"))
-        questions[f"What is the name of the {animal} that is {row['age']} years old?"] = (row["name"], old)
-        questions[f"What is the name of the {animal} that is {row['height']} cm tall?"] = (row["name"], tall)
-        questions[f"What is the name of the {row['height']} cm tall {animal}?"] = (row["name"], tall)
+        old, tall = ((row["name"], f"{listed(rows, field)}: {listed([row], field)}") for field in ("age", "height"))
+        questions[f"{what} {animal} that is {row['age']} years old?"] = old
+        questions[f"{what} {animal} that is {row['height']} cm tall?"] = tall
+        questions[f"{what} {row['height']} cm tall {animal}?"] = tall
     return questions
 
 
 def about_numbers(rng, rows: list[dict], animal: str, where: str) -> dict:
     """How many there are, or how many are older, younger, heavier or lighter: a count grows."""
-
-    def counting(question: str, conditions: list[tuple[str, str, int]]) -> dict:
-        holds = [all((row[f] > limit) if sign == ">" else (row[f] < limit) for f, sign, limit in conditions) for row in rows]
-        sums = list(accumulate(map(int, holds)))
-        steps = []
-        for row, fits, total in zip(rows, holds, sums, strict=True):
-            compared = [f"{row[field]}{sign}{limit}" for field, sign, limit in conditions]
-            steps.append(" ".join([row["name"], *compared, "yes" if fits else "no", NUMBER[total]]))
-        return {question: (sums[-1], ", ".join(steps))} if sums[-1] else {}
-
-    questions = counting(f"How many {animal}s are {where}?", [])
-    weights = sorted(row["weight"] for row in rows)
-    for limit in range(1, 16):
-        for word, sign in (("more", ">"), ("less", "<")):
-            question = f"How many {animal}s are {word} than {limit} years old"
-            questions |= counting(f"{question}?", [("age", sign, limit)])
-            weight, (other, heavy) = rng.choice(weights), rng.choice((("more", ">"), ("less", "<")))
-            if len(rows) < 6:  # two conditions on more rows would make long steps
-                conditions = [("age", sign, limit), ("weight", heavy, weight)]
-                questions |= counting(f"{question} and weight {other} than {weight} kg?", conditions)
-    return questions
+    asked: dict[str, list[tuple]] = {f"How many {animal}s are {where}?": []}  # field, sign, limit of each condition
+    weights, signs = sorted(row["weight"] for row in rows), (("more", ">"), ("less", "<"))
+    for limit, (word, sign) in product(range(1, 16), signs):
+        question, condition = f"How many {animal}s are {word} than {limit} years old", ("age", sign, limit)
+        asked[f"{question}?"] = [condition]
+        weight, (other, heavy) = rng.choice(weights), rng.choice(signs)
+        if len(rows) < 6:  # two conditions on more rows would make long steps
+            asked[f"{question} and weight {other} than {weight} kg?"] = [condition, ("weight", heavy, weight)]
+    questions = {}
+    for question, conditions in asked.items():
+        parts = []
+        for row in rows:
+            compared = " ".join([row["name"], *(f"{row[field]}{sign}{limit}" for field, sign, limit in conditions)])
+            fits = all(row[f] > limit if sign == ">" else row[f] < limit for f, sign, limit in conditions)
+            parts.append((compared, 1, fits))
+        questions[question] = growing(parts)
+    return {question: about for question, about in questions.items() if about[0] > 0}
 
 
 def about_sums(rng, rows: list[dict], animal: str) -> tuple[dict, list]:
