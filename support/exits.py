@@ -8,19 +8,25 @@
 
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from support import processes, signals
+from support import processes
 from support.errors import InputError
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what schedulers send
 
 
 def run(command: Callable[[], None]) -> int:
     """Run the command, and return its exit code. The first Ctrl-C or SIGTERM ends it; more of them do not disturb that."""
-    with signals.handled(_interrupt):
+    with handled(_interrupt):
         try:
             code, sentence = _attempt(command)
-            signals.ignore_all()
+            ignore_all()
         except KeyboardInterrupt:
             code, sentence = 130, f"stopped; {_how_to_resume()}"
         if code:
@@ -57,5 +63,43 @@ def _how_to_resume() -> str:
 
 
 def _interrupt(*_: object) -> None:
-    signals.ignore_all()
+    ignore_all()
     raise KeyboardInterrupt
+
+
+# --- Ctrl-C and SIGTERM: one of them ends a run, and a save that has begun is completed first ------------------------
+
+
+@contextmanager
+def handled(handler: Any) -> Iterator[None]:
+    """The stop signals call the handler within the block. In a thread, which gets no signals, nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # A signal that whoever started this process had ignored stays so.
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    before = {number: earlier for number, earlier in before.items() if earlier is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def ignore_all() -> None:
+    """From here on no stop signal disturbs what ends the run."""
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Stop signals wait for the end of the block."""
+    waiting: list[int] = []
+    with handled(lambda number, _: waiting.append(number)):
+        yield
+    for number in waiting[:1]:
+        signal.raise_signal(number)

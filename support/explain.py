@@ -61,13 +61,10 @@ def tell_relabeled(examples: list[TrainingExample], learner: Learner) -> None:
 def tell_loss(losses: dict[str, float], num_tokens: int, num_examples: int, settings: hir.Settings) -> None:
     """The terms of Eq. 6."""
     heading(f"4. The loss of all that came out: {num_examples} answers and parts, {num_tokens} tokens (Sec. 4.3)")
+    ignored = f"{math.log(2):.4f} if instructions do not matter"
     terms = (
         ("supervised", 1.0, "Eq. 3, cross-entropy, mean over tokens"),
-        (
-            "contrastive",
-            settings.alpha,
-            f"Eq. 4, mean over outputs; ln 2 = {math.log(2):.4f} if instructions do not matter",
-        ),
+        ("contrastive", settings.alpha, f"Eq. 4, mean over outputs; ln 2 = {ignored}"),
         ("entropy", settings.beta, "Eq. 5, negative entropy, mean over tokens"),
     )
     for name, weight, meaning in terms:

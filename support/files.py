@@ -6,10 +6,12 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from support.errors import InputError, input_errors
-from support.locks import lock
+
+with suppress(ImportError):  # only POSIX has it
+    import fcntl
 
 MAX_TEXT = 20_000_000  # bytes of a header, a configuration or a vocabulary; the largest T5 needs a twentieth
 
@@ -41,6 +43,17 @@ def parse_object(data: bytes, path: Path) -> dict:
         if not isinstance(value, dict):
             raise ValueError(f"it is a {type(value).__name__}")
     return value
+
+
+def lock(file: IO) -> bool | None:
+    """Lock an open file until it is closed, or the process ends. False: another has it. None: there are no locks here."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (OSError, NameError):  # a file system or an operating system without locks
+        return None
+    return True
 
 
 @contextmanager

@@ -12,7 +12,7 @@ state.pt        what it takes to resume: weights, optimizer, schedule, replay se
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
 from importlib.metadata import version
@@ -21,12 +21,12 @@ from typing import Any, TextIO
 
 import torch
 
-from support import REPOSITORY, processes, signals
+from support import REPOSITORY, processes
 from support.batches import TrainingExample
 from support.checkpoint_files import load_pickle
 from support.errors import InputError, input_errors
-from support.files import read_json, read_lines, replacing, write_json, write_lines
-from support.locks import lock
+from support.exits import deferred
+from support.files import lock, read_json, read_lines, replacing, write_json, write_lines
 from support.machine import FIXED, MachineSettings
 from support.settings import flag
 
@@ -40,25 +40,21 @@ def check_run(out: Path, config: dict[str, dict], resume: bool) -> bool:
 
     config: "run" and "settings", each a dictionary of values.
     """
-    path = out / "config.json"
-    if not os.path.exists(path) and not os.path.exists(out / "state.pt"):
+    if not any(os.path.exists(out / name) for name in ("config.json", "state.pt")):
         return False
     if not resume:
         raise InputError(f"{out} already holds a run; add --resume to continue it, or choose another --out.")
     try:
-        there = read_json(path)
+        there = read_json(out / "config.json")
         before = dict(there["run"]) | dict(there["settings"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{out} cannot be resumed: its config.json is missing or damaged; use another --out."
         ) from error
-    changes = [
-        f"{flag(name)} {before.get(name)}, not {value}"
-        for name, value in (config["run"] | config["settings"]).items()
-        if name not in MAY_CHANGE and before.get(name) != value
-    ]
-    if changes:
-        raise InputError(f"{out} was started with {'; '.join(changes)}; choose another --out.")
+    wanted = {name: value for name, value in (config["run"] | config["settings"]).items() if name not in MAY_CHANGE}
+    if changes := [name for name, value in wanted.items() if before.get(name) != value]:
+        changed = "; ".join(f"{flag(name)} {before.get(name)}, not {wanted[name]}" for name in changes)
+        raise InputError(f"{out} was started with {changed}; choose another --out.")
     return True
 
 
@@ -102,13 +98,11 @@ def restore(out: Path, parts: dict[str, Any]) -> list[dict]:
         return list(state["lines"])
 
 
-def _tensors(state: Any) -> Iterator[torch.Tensor]:
+def _tensors(state: Any) -> list[torch.Tensor]:
     """All tensors in nested dictionaries."""
-    if torch.is_tensor(state):
-        yield state
-    elif isinstance(state, dict):
-        for value in state.values():
-            yield from _tensors(value)
+    if isinstance(state, dict):
+        return [tensor for value in state.values() for tensor in _tensors(value)]
+    return [state] if torch.is_tensor(state) else []
 
 
 def environment() -> dict[str, Any]:
@@ -123,7 +117,7 @@ def environment() -> dict[str, Any]:
 
 def save_iteration(
     out: Path,
-    parts: dict[str, Any],
+    parts: dict,
     save_model: Callable[[dict], None],
     lines: list[dict],
     samples: list[dict],
@@ -139,8 +133,10 @@ def save_iteration(
     if processes.rank() > 0:
         return
     try:
-        with signals.deferred():
-            write_samples(out / "samples.jsonl", samples, iteration)
+        with deferred():
+            # in place of what a killed run has left of this iteration
+            earlier = [sample for sample in read_lines(out / "samples.jsonl") if sample["iteration"] < iteration]
+            write_lines(out / "samples.jsonl", earlier + samples)
             write_lines(out / "answers.jsonl", answers)
             write_lines(out / "metrics.jsonl", lines)
             save_model(states["model"])
@@ -153,11 +149,6 @@ def save_iteration(
             f"{out}: iteration {iteration} could not be saved ({getattr(cause, 'strerror', None) or cause}), and what was "
             f"saved before is as it was; once that is fixed, --resume continues from there."
         ) from error
-
-
-def write_samples(path: Path, samples: list[dict], iteration: int) -> None:
-    """Add the samples of an iteration to a file, in place of what a killed run has left of it."""
-    write_lines(path, [sample for sample in read_lines(path) if sample["iteration"] < iteration] + samples)
 
 
 def readable(examples: list[TrainingExample], iteration: int, decode: Callable[[tuple[int, ...]], str]) -> list[dict]:

@@ -54,9 +54,8 @@ def before_and_after(first: dict, last: dict) -> str:
     """Accuracies per task in %: before, after, and the three shares after when asked for a wrong answer."""
     rows = []
     for task, after in last["tasks"].items():
-        before = first["tasks"][task]["correct"]
-        shares = (before, *(after[key] for key in ("correct", "wrong", "obeyed", "malformed")))
-        rows.append((task, *map(percent, shares)))
+        shares = (after[key] for key in ("correct", "wrong", "obeyed", "malformed"))
+        rows.append((task, *map(percent, (first["tasks"][task]["correct"], *shares))))
     n = min(after["n"] for after in last["tasks"].values())
     low, high = wilson(0.5, n)
     return (

@@ -92,12 +92,10 @@ def _problem(entry: object) -> str:
         good = targets and all(_is_text(target) for target in targets)
         return "" if good else '"target" is neither a short text nor a list of them: write the right answer there'
     scores = entry["target_scores"]
-    if isinstance(scores, dict) and len(scores) > MAX_OPTIONS:
-        return f'"target_scores" has {len(scores)} options: leave at most {MAX_OPTIONS}'
-    if not isinstance(scores, dict) or not all(_is_text(option) for option in scores):
+    if not isinstance(scores, dict) or not (len(scores) > MAX_OPTIONS or all(map(_is_text, scores))):
         return '"target_scores" is not an object of options with scores: write {"option": 1, "other option": 0}'
+    if len(scores) > MAX_OPTIONS or len(entry["input"]) + sum(map(len, scores)) > MAX_LENGTH:
+        return f"it has more than {MAX_OPTIONS} options, or {MAX_LENGTH} characters: shorten it"
     if not all(isinstance(score, int | float) for score in scores.values()):
         return '"target_scores" has a score that is not a number: write 1 for right and 0 for wrong'
-    if len(entry["input"]) + sum(map(len, scores)) > MAX_LENGTH:
-        return f"question and options have more than {MAX_LENGTH} characters: shorten them"
     return "" if 1 in scores.values() else '"target_scores" has no right option: give it the score 1'

@@ -5,17 +5,9 @@ Steps write down the things that matter, in order, with a count where one is ask
 
 from itertools import permutations, product
 
-from support.grammars.common import NUMBER, a, balanced, counted, growing, join, names, plural, scores
+from support.grammars.common import LISTS, NUMBER, a, balanced, counted, growing, join, plural, scores
 
-HUES = names("red orange yellow green blue purple pink brown black white gray")  # of balls and books in other tasks
-COLORS = names(
-    "red orange yellow green blue brown magenta fuchsia mauve teal turquoise burgundy silver gold black grey purple pink"
-)
-ITEMS = names(
-    "keychain, textbook, paperclip, puzzle, plate, notebook, pencil, bracelet, scrunchiephone charger, teddy bear, "
-    "dog leash, envelope, pair of sunglasses, pen, stress ball, cat toy, fidget spinner, crayon, sheet of paper, mug, "
-    "booklet, necklace, jug, cup"
-)
+COLORS, ITEMS = LISTS["colors"], LISTS["items"]
 Things = list[tuple[str, str]]  # (color, item), from left to right where they are a row
 
 
@@ -91,8 +83,8 @@ def remaining(count: dict[tuple, int], asked: tuple, removed: tuple, gone: str) 
 
 def reasoning_about_colored_objects(rng, level: float | None) -> dict:
     """Colored things on a surface, in a row or not."""
-    surface, noun = rng.choice(names("desk table floor nightstand")), rng.choice(names("thing item object"))
-    topic = rng.choice(names("color yes/no neither end beside furthest non remove remove"))
+    surface, noun = rng.choice("desk table floor nightstand".split()), rng.choice("thing item object".split())
+    topic = rng.choice("color yes/no neither end beside furthest non remove remove".split())
     size = rng.randint(2 if level is None else 1, 6)
     things = list(zip(rng.sample(COLORS, size), rng.sample(ITEMS, size), strict=True))
     see, most = rng.choice(("you see", "I see", "there is")), 6 if level is None else size

@@ -1,14 +1,12 @@
-"""What several grammars share: numbers in words, articles, lists, and the option that is right."""
+"""What several grammars share: lists of words, numbers in words, articles, and the option that is right."""
+
+from pathlib import Path
 
 from support.number_words import NUMBER_WORDS as NUMBER
 
-
-def names(text: str) -> list[str]:
-    """The entries of a list that is written with commas or, without any, with spaces."""
-    return text.split(", " if "," in text else None)
-
-
-NTH = names("zeroth first second third fourth fifth sixth seventh eighth ninth")
+NTH = "zeroth first second third fourth fifth sixth seventh eighth ninth".split()
+LISTS = dict(line.split(": ") for line in Path(__file__).with_name("lists.txt").read_text("utf-8").splitlines())
+LISTS = {name: entries.split(", ") for name, entries in LISTS.items()}  # the things that questions are about
 
 
 def a(noun: str) -> str:

@@ -6,10 +6,8 @@ before names, so that a name is looked up from its value by reading on.
 
 from itertools import accumulate, product
 
-from support.grammars.common import balanced, growing, names, scores
+from support.grammars.common import LISTS, balanced, growing, scores
 
-PENGUINS = names("Louis Bernard Vincent Gwen James Ada Felix Hugo Iris Karl Mabel Nora Oscar Pablo Rosa Sven Tilda")
-GIRAFFES = names("Jody Gladys Marian Donna Abel Betty Cora Doris Ellen Floyd Greta Homer Ivan Kelly Leon Myra")
 COMPARED = {
     "age": ("oldest", "youngest", "older", "younger"),
     "height": ("tallest", "shortest", "taller", "shorter"),
@@ -105,7 +103,7 @@ def about_sums(rng, rows: list[dict], animal: str) -> tuple[dict, list]:
 
 def ask(rng, rows: list[dict], animal: str, where: str, others: list[dict]) -> tuple[tuple, list]:
     """A question with its answer and steps, and the options; `others` are rows that make wrong ones."""
-    topic, field = rng.choice(names("extreme extreme name number number value sum")), rng.choice(list(COMPARED))
+    topic, field = rng.choice("extreme extreme name number number value sum".split()), rng.choice(list(COMPARED))
     if topic == "sum":
         questions, options = about_sums(rng, rows, animal)
     elif topic == "number":
@@ -125,7 +123,7 @@ def ask(rng, rows: list[dict], animal: str, where: str, others: list[dict]) -> t
 def penguins_in_a_table(rng, level: float | None) -> dict:
     """A table of penguins, some change to it, and a question."""
     ages = rng.sample(range(1, 16), 10)
-    *penguins, new = draw_rows(rng, PENGUINS, ages[:5], range(40, 100, 5), range(9, 20))
+    *penguins, new = draw_rows(rng, LISTS["penguins"], ages[:5], range(40, 100, 5), range(9, 20))
     penguins = penguins[: 4 if level is None else rng.randint(2, 2 + round(2 * level))]
     one, two, three = rng.choices(penguins, k=3)
     prefix = (
@@ -144,7 +142,7 @@ def penguins_in_a_table(rng, level: float | None) -> dict:
         text += f"\nWe then delete the penguin named {gone[0]['name']} from the table.\n"
     rows, animal, where = penguins, "penguin", "there in the table"
     if level is None and rng.random() < 0.25:
-        *giraffes, other = draw_rows(rng, GIRAFFES, ages[5:], range(300, 500, 10), range(500, 700, 10))
+        *giraffes, other = draw_rows(rng, LISTS["giraffes"], ages[5:], range(300, 500, 10), range(500, 700, 10))
         text += f"And here is a similar table, but listing giraffes:\n\nname, age, height (cm), weight (kg)\n{table(giraffes)}"
         rows, animal = rng.choice(((penguins, "penguin"), (giraffes, "giraffe"), (penguins + giraffes, "animal")))
         where = "there in the tables" if animal != "animal" else "listed in the tables"
