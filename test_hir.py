@@ -148,7 +148,7 @@ def test_samples_follow_the_model_s_distribution():
 
 def some_samples(tokenizer):
     """Right, wrong and malformed outputs, bare and after a chain of thought."""
-    outputs = [
+    outputs = (
         "{}",
         "Bob, Eve. So the answer is {}",
         "one, two. So the answer is 3",
@@ -156,7 +156,7 @@ def some_samples(tokenizer):
         "So the the",
         "{0}, {0}",
         "",
-    ]
+    )
     texts = [(e, output.format(e.targets[0])) for e in QUESTIONS for output in outputs]
     return [hir.make_sample(e, tuple(tokenizer.encode(text)), tokenizer) for e, text in texts]
 
@@ -230,8 +230,7 @@ def plain_terms(model, tokenizer, examples, settings):
 
 @torch.no_grad()
 def terms_of(tiny, examples, settings):
-    groups = make_groups(examples)
-    return {name: term.item() for name, term in hir.loss_terms(*tiny, groups, settings).items()}
+    return {name: term.item() for name, term in hir.loss_terms(*tiny, make_groups(examples), settings).items()}
 
 
 @pytest.mark.parametrize("contrastive", ["instructions", "batch"])
@@ -254,15 +253,14 @@ def test_a_prefix_in_the_decoder_leaves_supervised_loss_and_entropy_as_they_are(
     parts, whole = (hir.relabel(samples, tiny[1], settings, random.Random(0)) for settings in kinds)
     del parts[::3]  # the whole outputs
     cut, uncut = (terms_of(tiny, examples, hir.Settings()) for examples in (parts, whole))
-    assert [cut[name] for name in ("supervised", "entropy")] == pytest.approx(
-        [uncut[name] for name in ("supervised", "entropy")], rel=1e-4
-    )
-    assert cut["contrastive"] != pytest.approx(uncut["contrastive"], rel=1e-4)
+    assert cut.pop("contrastive") != pytest.approx(uncut.pop("contrastive"), rel=1e-4)
+    assert cut == pytest.approx(uncut, rel=1e-4)
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
 
 SMALL = "--questions 6 --test-size 5 --train-epochs 1 --max-new-tokens 4 --device cpu --dtype float32".split()
+RESUMED = ["--replay all --sub-output answer", "--replay last --sub-output encoder --alpha 0.5"]
 
 
 def metrics(out):
@@ -270,9 +268,7 @@ def metrics(out):
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
-@pytest.mark.parametrize(
-    "flags", ["--replay all --sub-output answer", "--replay last --sub-output encoder --alpha 0.5"]
-)
+@pytest.mark.parametrize("flags", RESUMED)
 def test_command_writes_a_run_and_resumes_it_to_the_bit(tiny, tmp_path, flags):
     save_checkpoint(tmp_path / "tiny", *tiny)
     arguments = ["--task", "logical_deduction", "--checkpoint", str(tmp_path / "tiny"), *SMALL, *flags.split(), "--out"]

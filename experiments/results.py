@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, zip_longest
 from pathlib import Path
@@ -38,11 +38,10 @@ from support.tables import AFTER, aligned, percent, wilson
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has left: config.json, the lines of metrics.jsonl, and the verdicts on its last test answers."""
+    """What a run has left that tables and pictures show: config.json, and the lines of metrics.jsonl."""
 
     config: dict
     lines: list[dict]
-    verdicts: dict[str, dict[str, str]] = field(default_factory=dict)  # task -> instruction -> a letter per question
     difference: str = ""  # from the settings that are wanted, if there is one
 
     def value(self, key: str = "correct", line: int = -1, task: str = "") -> float | None:
@@ -72,7 +71,7 @@ def read_result(path: Path) -> Result:
         shown = [line for line in lines if "iteration" in line]
         if not shown or not isinstance(config["settings"] | config["run"], dict):
             raise ValueError("it has no finished iteration")
-        return Result(config, shown, *(line["verdicts"] for line in lines if "verdicts" in line))
+        return Result(config, shown)
 
 
 def _lines_of_run(out: Path) -> list[dict]:
@@ -89,10 +88,9 @@ def _lines_of_run(out: Path) -> list[dict]:
 def load_results(directory: Path, wanted: dict[str, list[str]]) -> Results:
     """The results in a directory by name, each compared with the settings that are wanted for it."""
     results = {path.stem: read_result(path) for path in sorted(directory.glob("*.jsonl"))}
-    return {
-        name: replace(result, difference=difference(result.config, wanted[name])) if name in wanted else result
-        for name, result in results.items()
-    }
+    for name in results.keys() & wanted.keys():
+        results[name] = replace(results[name], difference=difference(results[name].config, wanted[name]))
+    return results
 
 
 def difference(config: dict, arguments: list[str]) -> str:

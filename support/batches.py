@@ -262,8 +262,3 @@ def longest_outputs(examples: Group) -> list[tuple[int, ...]]:
 def up_to(last: int, tokens: list[int]) -> tuple[int, ...]:
     """The tokens up to and including the first that equals `last`; all of them if none does."""
     return tuple(tokens[: tokens.index(last) + 1] if last in tokens else tokens)
-
-
-def shares(groups: list[Group], size: int) -> Iterator[list[Group]]:
-    """This process's share of the groups, `size` at a time, those of similar shape together."""
-    return processes.rounds(sorted(groups, key=shape), size)

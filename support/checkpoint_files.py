@@ -47,15 +47,12 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
         raise InputError(f"{directory}: holds no weights; one of {', '.join(WEIGHTS)} is needed.")
     if path.suffix != ".json":
         return _read_weights(path)
-    weight_map = read_index(path)
-    tensors = {}
+    weight_map, tensors = read_index(path), {}
     for name in sorted(set(weight_map.values())):
-        part = _read_weights(directory / name)
-        listed = {key for key, file in weight_map.items() if file == name}
-        if stray := sorted(listed ^ part.keys()):
-            where = "lacks" if stray[0] in listed else f"is not listed in {path.name} as holding"
-            raise InputError(f"{directory / name}: {where} the tensor {stray[0]}; fetch both files again.")
-        tensors |= part
+        tensors |= (part := _read_weights(directory / name))
+        if stray := sorted({key for key, file in weight_map.items() if file == name} ^ part.keys()):
+            where = f"{directory / name} and {path.name}"
+            raise InputError(f"{where}: only one of them has the tensor {stray[0]}; fetch both files again.")
     return tensors
 
 

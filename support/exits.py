@@ -72,27 +72,25 @@ def _interrupt(*_: object) -> None:
 
 @contextmanager
 def handled(handler: Any) -> Iterator[None]:
-    """The stop signals call the handler within the block. In a thread, which gets no signals, nothing changes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    # A signal that whoever started this process had ignored stays so.
+    """The stop signals call the handler within the block."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    before = {number: earlier for number, earlier in before.items() if earlier is not signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, handler)
+    # A signal that whoever started this process had ignored stays so.
+    _set_handlers({n: signal.SIG_IGN if earlier is signal.SIG_IGN else handler for n, earlier in before.items()})
     try:
         yield
     finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
+        _set_handlers(before)
 
 
 def ignore_all() -> None:
     """From here on no stop signal disturbs what ends the run."""
-    if threading.current_thread() is threading.main_thread():
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+    _set_handlers(dict.fromkeys(STOP_SIGNALS, signal.SIG_IGN))
+
+
+def _set_handlers(handlers: dict[int, Any]) -> None:
+    if threading.current_thread() is threading.main_thread():  # others get no signals
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

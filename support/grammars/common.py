@@ -1,4 +1,4 @@
-"""What several grammars share: lists of words, numbers in words, articles, and the option that is right."""
+"""What several grammars share: lists of words (lists.txt), numbers in words, articles, and the option that is right."""
 
 from pathlib import Path
 
