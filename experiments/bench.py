@@ -181,11 +181,9 @@ def compare_checkouts(title: str, job: Job, other: Path, rounds: int) -> None:
     calls = take_turns((("there", job, other), ("here", job, REPOSITORY)), rounds)
     there, here = ([call["seconds"] for call in calls[name]] for name in ("there", "here"))
     ratios = [a / b for a, b in zip(here, there, strict=True)]
-    print(
-        f"{title}: there {statistics.median(there):.4g} s, here {statistics.median(here):.4g} s, "
-        f"here / there {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-        flush=True,
-    )
+    medians = f"there {statistics.median(there):.4g} s, here {statistics.median(here):.4g} s"
+    ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    print(f"{title}: {medians}, here / there {ratio}", flush=True)
 
 
 def compare_with_peers(title: str, row: Row, rounds: int, out: Path) -> None:

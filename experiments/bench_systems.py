@@ -121,8 +121,8 @@ def sources(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Tensor]:
     return {"input_ids": input_ids, "attention_mask": attention_mask.long()}
 
 
-def our_step(job: Job, examples: Callable[[Job, Tokenizer], list[TrainingExample]], **settings: float) -> Callable:
-    """Our gradient step, on training examples."""
+def our_step(examples: Callable[[Job, Tokenizer], list[TrainingExample]], job: Job, **settings: float) -> Callable:
+    """Our gradient step on training examples: on L_final (Eq. 6), unless the settings say otherwise."""
     model, tokenizer = open_ours(job)
     groups, settings = make_groups(examples(job, tokenizer)), hir.Settings(learning_rate=LEARNING_RATE, **settings)
     learner = Learner(model, tokenizer, MachineSettings(micro_batch_size=job.micro_batch_size), settings)
@@ -204,11 +204,6 @@ def right_answers(job: Job, tokenizer: Tokenizer) -> list[TrainingExample]:
     return demonstrations(examples(job, tokenizer), tokenizer)
 
 
-def supervised_ours(job: Job) -> Callable:
-    """A gradient step on the right answers."""
-    return our_step(job, right_answers, label_smoothing=0.0, alpha=0.0, beta=0.0)
-
-
 def supervised_transformers(job: Job) -> Callable:
     """The same step with their model and loss, in autocast."""
     model, tokenizer = open_transformers(job, torch.float32)
@@ -223,11 +218,6 @@ def supervised_transformers(job: Job) -> Callable:
         return loss.item()
 
     return peer_step(model, accumulate)
-
-
-def hir_ours(job: Job) -> Callable:
-    """A gradient step on L_final (Eq. 6)."""
-    return our_step(job, relabeled)
 
 
 def hir_authors(job: Job) -> Callable:
@@ -267,8 +257,11 @@ def limit(job: Job) -> Callable:
 
 WORK = {
     "sampling": {"ours": sampling_ours, "transformers": sampling_transformers, "CTranslate2": sampling_ctranslate2},
-    "supervised step": {"ours": supervised_ours, "transformers": supervised_transformers},
-    "HIR step": {"ours": hir_ours, "authors' recipe": hir_authors},
+    "supervised step": {
+        "ours": partial(our_step, right_answers, alpha=0.0, beta=0.0, label_smoothing=0.0),
+        "transformers": supervised_transformers,
+    },
+    "HIR step": {"ours": partial(our_step, relabeled), "authors' recipe": hir_authors},
 }
 for systems in WORK.values():
     systems["limit"] = limit

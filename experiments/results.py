@@ -209,9 +209,7 @@ def average(estimates: list[Estimate | None]) -> Estimate | None:
 
 def lead(ours: Estimate | None, others: list[Estimate | None]) -> Estimate | None:
     """How far ours is ahead of the best other. They share the test questions, so the interval is too wide."""
-    if not ours or not all(others):
-        return None
-    return combined([ours, max(others, key=lambda e: e.mean)], [1, -1])
+    return combined([ours, max(others, key=lambda e: e.mean)], [1, -1]) if ours and all(others) else None
 
 
 def measured(results: Results, names: list[str], key="correct", line: int = -1, task: str = "") -> Estimate | None:

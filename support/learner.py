@@ -68,8 +68,7 @@ class Learner:
         self.model.train(dropout)
         self.optimizer.zero_grad(set_to_none=True)
         (num_tokens, num_examples), done = count(groups), []
-        size = self.machine.micro_batch_size or len(groups)
-        for part in processes.rounds(sorted(groups, key=shape), size):
+        for part in processes.rounds(sorted(groups, key=shape), self.machine.micro_batch_size or len(groups)):
             tokens, examples = count(part)
             with self.model.autocast():
                 terms = loss_terms(part or groups[:1])  # a process with no groups left still takes part, with weight 0
