@@ -287,10 +287,7 @@ class T5(nn.Module):
         layers = []
         for block in self.decoder.block:
             keys, values = block.layer[1]["EncDecAttention"].keys_values(encoder_hidden_states)
-            cross = (
-                keys.contiguous(),
-                values.contiguous(),
-            )  # every step reads them: faster if a head's rows lie together
+            cross = (keys.contiguous(), values.contiguous())  # read in every step: faster if a head's rows lie together
             room = (keys.size(0) * num_samples, keys.size(1), max_length, keys.size(3))
             layers.append(LayerCache(keys.new_empty(room), values.new_empty(room), cross))
         return Cache(layers, self.decoder.position_bias(max_length), self.padding_bias(attention_mask), num_samples)

@@ -19,10 +19,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -30,9 +31,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.bench_systems import WORK, Job, folder
 from support import REPOSITORY
-from support.files import write_file
+from support.files import read_lines, write_lines
 
 Row = dict[str, Job]  # who, or which size, is measured
+KINDS = (("sampling", "float32"), ("sampling", "bfloat16"), ("supervised step", "bfloat16"), ("HIR step", "bfloat16"))
+GROWING = {"samples": (1, 2, 4, 8, 16), "questions": (1, 4, 16, 32), "source_length": (64, 128, 256, 512)}
 
 
 # --- The rows ---------------------------------------------------------------------------------------------------------
@@ -41,29 +44,24 @@ Row = dict[str, Job]  # who, or which size, is measured
 def comparisons() -> dict[str, Row]:
     """Who is compared with whom, by title."""
     rows = {}
-    for shape in ("mini", "small", "base"):
-        for work, dtype in (
-            ("sampling", "float32"), ("sampling", "bfloat16"), ("supervised step", "bfloat16"), ("HIR step", "bfloat16"),
-        ):  # fmt: skip
-            # One output at a time takes long; 16 outputs are what the authors' code accumulates for a step.
-            job = Job(work, "ours", shape, dtype, questions=4 if work == "HIR step" else 16)
-            rows[f"{work}, {dtype}, {shape}"] = {system: replace(job, system=system) for system in WORK[work]}
+    for shape, (work, dtype) in product(("mini", "small", "base"), KINDS):
+        # One output at a time takes long; 16 outputs are what the authors' code accumulates for a step.
+        job = Job(work, "ours", shape, dtype, questions=4 if work == "HIR step" else 16)
+        rows[f"{work}, {dtype}, {shape}"] = {system: replace(job, system=system) for system in WORK[work]}
     return rows
 
 
 def growth() -> dict[str, Row]:
     """How our cost grows, by title, and what FLAN-T5-large's shape takes; `comparisons` has the other sizes."""
     rows = {}
-    values = {"samples": (1, 2, 4, 8, 16), "questions": (1, 4, 16, 32), "source_length": (64, 128, 256, 512)}
-    for work, names in (("sampling", tuple(values)), ("HIR step", ("questions", "source_length"))):
-        for name in names:
-            few = {"questions": 4} if work == "HIR step" else {}  # the jobs of a row are in memory together
-            row = {str(value): Job(work, "ours", "small", **few | {name: value}) for value in values[name]}
+    for work in ("sampling", "HIR step"):
+        job, few = Job(work, "ours", "small"), 16 if work == "sampling" else 4  # a row's jobs are in memory together
+        for name, values in GROWING.items():
+            row = {str(value): replace(job, **{"questions": few, name: value}) for value in values}
             rows[f"{work}, small: {name.replace('_', ' ')}"] = row
-        rows[f"{work}, small: --compile"] = {
-            name: Job(work, "ours", "small", compile=name == "with") for name in ("without", "with")
-        }
-        rows[f"{work}, large"] = {"64 outputs": Job(work, "ours", "large", micro_batch_size=2)}
+        rows[f"{work}, small: --compile"] = {"without": job, "with": replace(job, compile=True)}
+        rows[f"{work}, large"] = {"64 outputs": replace(job, shape="large", micro_batch_size=2)}
+    del rows["HIR step, small: samples"]  # the four outputs of its questions are given
     return rows
 
 
@@ -86,44 +84,36 @@ def serve(job: Job) -> None:
             with counter if number == 0 and not job.micro_batch_size else contextlib.nullcontext():
                 run()
             calls += 1
-        call = {"seconds": (time.perf_counter() - begin) / calls, "gflop": counter.get_total_flops() / 1e9}
-        call["peak_gib"] = peak_memory()
+        seconds = (time.perf_counter() - begin) / calls
+        # Linux only; `resource` would count the memory of the parent process in.
+        peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]
+        call = {"seconds": seconds, "gflop": counter.get_total_flops() / 1e9, "peak_gib": int(peak) / 2**20}
         print(json.dumps(call), file=answers, flush=True)
 
 
-def peak_memory() -> float:
-    """The most that this process had in memory so far, in GiB. Linux only; `resource` would count its parent's memory in."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 2**20
-
-
-def start(job: Job, checkout: Path = REPOSITORY) -> subprocess.Popen:
-    """A worker process with the code of a checkout. Only fields that are not their defaults are sent."""
-    program = ["bench.py"] if (checkout / "bench.py").exists() else ["-m", "experiments.bench"]
-    defaults = asdict(Job(job.work, job.system, job.shape))
-    fields = {k: v for k, v in asdict(job).items() if k in ("work", "system", "shape") or v != defaults[k]}
+def start(job: Job, checkout: Path) -> subprocess.Popen:
+    """A worker process with the code of a checkout."""
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+    command = [sys.executable, "-m", "experiments.bench", "--worker", json.dumps(asdict(job))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    command = [sys.executable, *program, "--worker", json.dumps(fields)]
     return subprocess.Popen(command, cwd=checkout, env=os.environ | quiet, **pipes)
 
 
 def measure(worker: subprocess.Popen, least: float) -> dict:
     """One measurement of at least so many seconds."""
     print(least, file=worker.stdin, flush=True)
-    line = worker.stdout.readline()
-    if not line:
+    if not (line := worker.stdout.readline()):
         raise RuntimeError("a process ended; what it said stands above, unless it was killed for its memory")
     return json.loads(line)
 
 
-def take_turns(starts: Iterator[tuple[str, subprocess.Popen]], rounds: int) -> dict[str, list[dict]]:
-    """Let workers measure in turns, after a first call each that warms up: all wait while one computes."""
+def take_turns(jobs: Iterable[tuple[str, Job, Path]], rounds: int) -> dict[str, list[dict]]:
+    """Let jobs, each with a name and a checkout, be measured in turns: all workers wait while one computes."""
     workers, found = {}, {}
     try:
-        for name, worker in starts:  # one after the other, so that what loading takes does not add up
-            workers[name], found[name] = worker, []
-            measure(worker, 0)
+        for name, job, checkout in jobs:  # one after the other, so that what loading takes does not add up
+            workers[name], found[name] = start(job, checkout), []
+            measure(workers[name], 0)  # warms up
         for _ in range(rounds):
             for name, worker in workers.items():
                 found[name].append(measure(worker, 0.5))
@@ -134,13 +124,18 @@ def take_turns(starts: Iterator[tuple[str, subprocess.Popen]], rounds: int) -> d
     return found
 
 
-def summary(calls: list[dict], job: Job) -> dict:
-    """What is kept about a job's measurements: medians."""
-    seconds = statistics.median(call["seconds"] for call in calls)
-    about = {"seconds": seconds, "outputs": job.outputs, "ms_per_output": 1000 * seconds / job.outputs}
-    if calls[-1]["gflop"]:
-        about["gflop_per_second"] = calls[-1]["gflop"] / seconds
-    return about | {"peak_gib": calls[-1]["peak_gib"]}
+def measure_row(row: Row, rounds: int) -> dict[str, dict]:
+    """The medians of a row's systems, measured in turns; one process per job, each with the memory of its model."""
+    for job in row.values():
+        folder(job)  # writes random weights, for which a worker would need more memory
+    found = {}
+    for name, calls in take_turns(((name, job, REPOSITORY) for name, job in row.items()), rounds).items():
+        seconds, outputs = statistics.median(call["seconds"] for call in calls), row[name].outputs
+        found[name] = {"seconds": seconds, "outputs": outputs, "ms_per_output": 1000 * seconds / outputs}
+        if calls[-1]["gflop"]:
+            found[name]["gflop_per_second"] = calls[-1]["gflop"] / seconds
+        found[name]["peak_gib"] = calls[-1]["peak_gib"]
+    return found
 
 
 def machine() -> dict:
@@ -151,51 +146,25 @@ def machine() -> dict:
     return cpu | {"threads": torch.get_num_threads(), "load": os.getloadavg()[0]} | packages
 
 
-def measure_row(row: Row, rounds: int) -> dict[str, dict]:
-    """The systems of a row in turns; one process per job, each with the memory of its model."""
-    for job in row.values():
-        folder(job)  # writes random weights, for which a worker would need more memory
-    calls = take_turns(((name, start(job)) for name, job in row.items()), rounds)
-    return {name: summary(calls[name], job) for name, job in row.items()}
-
-
-def measure_against(job: Job, other: Path, rounds: int) -> str:
-    """Our code in another checkout and here, in turns: seconds, and the ratio of each turn."""
-    here = job
-    if (other / "bench.py").exists():  # that one asks official questions, and has T5's vocabulary for FLAN-T5's shapes
-        shared = Path(os.environ.get("HIR_SHARED") or other / ".." / "shared").resolve()
-        weights = "" if job.shape == "mini" else str(other / "runs" / f"bench-{job.shape}")
-        here = replace(job, data=str(shared / "bigbench"), checkpoint=weights)
-    places = {"there": (job, other), "here": (here, REPOSITORY)}
-    calls = take_turns(((name, start(*place)) for name, place in places.items()), rounds)
-    seconds = {name: [call["seconds"] for call in found] for name, found in calls.items()}
-    ratios = [a / b for a, b in zip(seconds["here"], seconds["there"], strict=True)]
-    medians = ", ".join(f"{name} {statistics.median(values):.4g} s" for name, values in seconds.items())
-    return f"{medians}, here / there {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-
-
 # --- The tables -------------------------------------------------------------------------------------------------------
 
 
 def tables(lines: list[dict]) -> str:
     """Markdown: ratios to the peers, then how the cost grows."""
-    found = {line["row"]: line["systems"] for line in lines}
     peers = list(dict.fromkeys(name for work in WORK.values() for name in work if name not in ("ours", "limit")))
     text = ["| | ours | " + " | ".join(peers) + " | share of the limit's rate | peak, GiB |"]
     text += ["| --- |" + " ---: |" * (len(peers) + 3)]
     growing = ["", "| ms per output (peak, GiB) | |", "| --- | --- |"]
-    for title, systems in found.items():
+    for title, systems in ((line["row"], line["systems"]) for line in lines):
         if "ours" not in systems:
             cells = [f"{name}: {three_digits(s['ms_per_output'])} ({s['peak_gib']:.1f})" for name, s in systems.items()]
             growing.append(f"| {title} | {', '.join(cells)} |")
             continue
-        ours, cells = systems["ours"], []
-        for name in peers:
-            there = systems.get(name)
-            cells.append(f"{there['seconds']:.3g} s, **{there['seconds'] / ours['seconds']:.2f}x**" if there else "")
-        share = ours["gflop_per_second"] / systems["limit"]["gflop_per_second"] if "limit" in systems else float("nan")
-        cells = [title, f"{ours['seconds']:.3g} s", *cells, f"{100 * share:.0f} %", f"{ours['peak_gib']:.1f}"]
-        text.append(f"| {' | '.join(cells)} |")
+        ours, seconds = systems["ours"], {name: systems[name]["seconds"] for name in peers if name in systems}
+        ratios = {name: f"{s:.3g} s, **{s / ours['seconds']:.2f}x**" for name, s in seconds.items()}
+        share = ours["gflop_per_second"] / systems["limit"]["gflop_per_second"]
+        cells = [title, f"{ours['seconds']:.3g} s", *(ratios.get(name, "") for name in peers)]
+        text.append(f"| {' | '.join(cells)} | {100 * share:.0f} % | {ours['peak_gib']:.1f} |")
     return "\n".join(text + growing)
 
 
@@ -204,32 +173,26 @@ def three_digits(value: float) -> str:
     return f"{float(format(value, '.3g')):g}"
 
 
-def read(path: Path) -> list[dict]:
-    """The lines of an earlier measurement, if there was one."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
-def compare(rows: dict[str, Row], other: Path, rounds: int) -> None:
-    """Print how fast our code is here and in another checkout, for all jobs of these rows that are ours."""
-    for title, row in rows.items():
-        for name, job in row.items():
-            if job.system == "ours":
-                label = title if name == "ours" else f"{title}, {name}"
-                print(f"{label}: {measure_against(job, other, rounds)}", flush=True)
+def compare_checkouts(title: str, job: Job, other: Path, rounds: int) -> None:
+    """Print how fast our code is in another checkout and here: seconds, and the ratio of each turn."""
+    calls = take_turns((("there", job, other), ("here", job, REPOSITORY)), rounds)
+    there, here = ([call["seconds"] for call in calls[name]] for name in ("there", "here"))
+    ratios = [a / b for a, b in zip(here, there, strict=True)]
+    medians = f"there {statistics.median(there):.4g} s, here {statistics.median(here):.4g} s"
+    ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    print(f"{title}: {medians}, here / there {ratio}", flush=True)
 
 
-def compare_with_peers(rows: dict[str, Row], rounds: int, out: Path) -> None:
-    """Measure these rows, and write each to the file as soon as it is there."""
-    order = comparisons() | growth()
-    for title, row in rows.items():
-        print(title, flush=True)
-        few = 1 if title.endswith("large") else rounds  # as that takes minutes
-        line = {"row": title, "systems": measure_row(row, few), "machine": machine()}
-        lines = {line["row"]: line for line in read(out)} | {title: line}
-        write_file(out, "".join(json.dumps(lines[name]) + "\n" for name in order if name in lines).encode())
+def compare_with_peers(title: str, row: Row, rounds: int, out: Path) -> None:
+    """Measure a row, and write it to the file, in which the rows have their order."""
+    print(title, flush=True)
+    rounds = 1 if title.endswith("large") else rounds  # as that takes minutes
+    line = {"row": title, "systems": measure_row(row, rounds), "machine": machine()}
+    lines = {line["row"]: line for line in read_lines(out)} | {title: line}
+    write_lines(out, [lines[name] for name in comparisons() | growth() if name in lines])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -245,17 +208,22 @@ def main(argv: list[str] | None = None) -> int:
     if given.worker:
         serve(Job(**json.loads(given.worker)))
         return 0
-    done = [line["row"] for line in read(given.out)] if given.resume else []
-    rows = comparisons() | growth()
-    rows = {title: row for title, row in rows.items() if re.search(given.only, title) and title not in done}
-    if given.against:
-        compare(rows, given.against.resolve(), given.rounds)
-        return 0
-    if missing := [name for name in ("transformers", "ctranslate2") if not find_spec(name)]:
+    missing = [name for name in ("transformers", "ctranslate2") if not find_spec(name)]
+    if missing and not given.against:
         print(f"bench: {' and '.join(missing)} not installed; pip install -r requirements-dev.txt", file=sys.stderr)
         return 2
-    compare_with_peers(rows, given.rounds, given.out)
-    print(tables(read(given.out)))
+    done = [line["row"] for line in read_lines(given.out)] if given.resume else []
+    for title, row in (comparisons() | growth()).items():
+        if title in done or not re.search(given.only, title):
+            continue
+        if not given.against:
+            compare_with_peers(title, row, given.rounds, given.out)
+        for name, job in row.items() if given.against else ():
+            if job.system == "ours":
+                label = title if name == "ours" else f"{title}, {name}"
+                compare_checkouts(label, job, given.against.resolve(), given.rounds)
+    if not given.against:
+        print(tables(read_lines(given.out)))
     return 0
 
 

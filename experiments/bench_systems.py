@@ -17,10 +17,10 @@ from torch import Tensor
 
 import hir
 from baselines.imitation import demonstrations
-from bigbench_tasks import Example, generate, load
+from bigbench_tasks import Example, generate
 from model_t5 import T5, T5Config, Tokenizer, load_checkpoint, save_checkpoint
 from support import REPOSITORY
-from support.batches import Group, TrainingExample, group_by, pad
+from support.batches import TrainingExample, make_groups, pad
 from support.learner import Learner
 from support.machine import MachineSettings, fuse_kernels, keep_freed_memory
 
@@ -51,8 +51,6 @@ class Job:
     source_length: int = 0  # of every question, cut or repeated; 0: as it is
     micro_batch_size: int = 0  # with one, blocks are recomputed in the backward pass
     compile: bool = False
-    data: str = "generated"  # or a directory laid out like benchmark_tasks
-    checkpoint: str = ""  # instead of that of the shape
 
     @property
     def outputs(self) -> int:
@@ -66,11 +64,10 @@ class Job:
 def open_ours(job: Job) -> tuple[T5, Tokenizer]:
     """Our model as a run has it."""
     keep_freed_memory()
-    if job.shape == "mini" or job.checkpoint:
-        model, tokenizer = load_checkpoint(job.checkpoint or MINI)
-    else:
+    model, tokenizer = load_checkpoint(MINI)
+    if job.shape != "mini":
         torch.manual_seed(0)
-        model, tokenizer = T5(SHAPES[job.shape]).eval(), Tokenizer(MINI / "spiece.model")
+        model = T5(SHAPES[job.shape]).eval()
     model.compute_dtype = getattr(torch, job.dtype)
     model.gradient_checkpointing = job.micro_batch_size > 0
     if job.compile:
@@ -80,9 +77,7 @@ def open_ours(job: Job) -> tuple[T5, Tokenizer]:
 
 def folder(job: Job) -> Path:
     """The checkpoint of a shape, for the peers; one with random weights is written at first use."""
-    path = RUNS / f"bench-{job.shape}-random"
-    if job.shape == "mini":
-        return MINI
+    path = MINI if job.shape == "mini" else RUNS / f"bench-{job.shape}-random"
     if not (path / "config.json").exists():
         save_checkpoint(path, *open_ours(job))
     return path
@@ -97,9 +92,7 @@ def open_transformers(job: Job, dtype: torch.dtype) -> tuple[torch.nn.Module, To
 
 def examples(job: Job, tokenizer: Tokenizer) -> list[Example]:
     """Questions, of one length if the job asks for one."""
-    found = (generate(TASK, job.questions, seed=0) if job.data == "generated" else load(TASK, job.data))[
-        : job.questions
-    ]
+    found = generate(TASK, job.questions, seed=0)
     if not job.source_length:
         return found
     length = job.source_length - len(tokenizer.encode(hir.prompt(hir.CORRECT, "")))
@@ -128,10 +121,10 @@ def sources(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Tensor]:
     return {"input_ids": input_ids, "attention_mask": attention_mask.long()}
 
 
-def our_step(job: Job, make_groups: Callable[[Job, Tokenizer], list[Group]], settings: hir.Settings) -> Callable:
-    """Our gradient step, on groups of training examples."""
+def our_step(examples: Callable[[Job, Tokenizer], list[TrainingExample]], job: Job, **settings: float) -> Callable:
+    """Our gradient step on training examples: on L_final (Eq. 6), unless the settings say otherwise."""
     model, tokenizer = open_ours(job)
-    groups = make_groups(job, tokenizer)
+    groups, settings = make_groups(examples(job, tokenizer)), hir.Settings(learning_rate=LEARNING_RATE, **settings)
     learner = Learner(model, tokenizer, MachineSettings(micro_batch_size=job.micro_batch_size), settings)
     terms = partial(hir.loss_terms, model, tokenizer, settings=settings)
     total = partial(hir.final_loss, settings=settings)
@@ -193,10 +186,8 @@ def sampling_ctranslate2(job: Job) -> Callable:
         scratch.rename(converted)
     kind = "float32" if job.dtype == "float32" else "int8"
     threads = {"inter_threads": 1, "intra_threads": torch.get_num_threads()}
-    engine, tokenizer = (
-        ctranslate2.Translator(str(converted), compute_type=kind, **threads),
-        Tokenizer(MINI / "spiece.model"),
-    )
+    engine = ctranslate2.Translator(str(converted), compute_type=kind, **threads)
+    tokenizer = Tokenizer(MINI / "spiece.model")
     texts, pieces = prompts(job, tokenizer), tokenizer.pieces
     how = {"num_hypotheses": job.samples, "sampling_topk": 0 if job.temperature else 1}
 
@@ -208,21 +199,15 @@ def sampling_ctranslate2(job: Job) -> Callable:
     return run
 
 
-def right_answers(job: Job, tokenizer: Tokenizer) -> list[Group]:
+def right_answers(job: Job, tokenizer: Tokenizer) -> list[TrainingExample]:
     """The questions with the letters of their right answers."""
-    return [[example] for example in demonstrations(examples(job, tokenizer), tokenizer)]
-
-
-def supervised_ours(job: Job) -> Callable:
-    """A gradient step on the right answers."""
-    settings = hir.Settings(learning_rate=LEARNING_RATE, label_smoothing=0.0, alpha=0.0, beta=0.0)
-    return our_step(job, right_answers, settings)
+    return demonstrations(examples(job, tokenizer), tokenizer)
 
 
 def supervised_transformers(job: Job) -> Callable:
     """The same step with their model and loss, in autocast."""
     model, tokenizer = open_transformers(job, torch.float32)
-    pairs = [pair for group in right_answers(job, tokenizer) for pair in group]
+    pairs = right_answers(job, tokenizer)
 
     def accumulate() -> float:
         batch = sources(tokenizer, [hir.prompt(pair.instruction, pair.question) for pair in pairs])
@@ -233,15 +218,6 @@ def supervised_transformers(job: Job) -> Callable:
         return loss.item()
 
     return peer_step(model, accumulate)
-
-
-def hir_ours(job: Job) -> Callable:
-    """A gradient step on L_final (Eq. 6)."""
-
-    def by_question(job: Job, tokenizer: Tokenizer) -> list[Group]:
-        return group_by(relabeled(job, tokenizer), key=lambda example: example.question)
-
-    return our_step(job, by_question, hir.Settings(learning_rate=LEARNING_RATE))
 
 
 def hir_authors(job: Job) -> Callable:
@@ -281,8 +257,11 @@ def limit(job: Job) -> Callable:
 
 WORK = {
     "sampling": {"ours": sampling_ours, "transformers": sampling_transformers, "CTranslate2": sampling_ctranslate2},
-    "supervised step": {"ours": supervised_ours, "transformers": supervised_transformers},
-    "HIR step": {"ours": hir_ours, "authors' recipe": hir_authors},
+    "supervised step": {
+        "ours": partial(our_step, right_answers, alpha=0.0, beta=0.0, label_smoothing=0.0),
+        "transformers": supervised_transformers,
+    },
+    "HIR step": {"ours": partial(our_step, relabeled), "authors' recipe": hir_authors},
 }
 for systems in WORK.values():
     systems["limit"] = limit

@@ -37,29 +37,24 @@ def initial_model(size: str, vocab_size: int, seed: int) -> T5:
     as usual.
     """
     torch.manual_seed(seed)
-    config = T5Config(
-        vocab_size=vocab_size,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=True,
-        dropout_rate=0.0,
-        **SIZES[size],
-    )
+    how = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": True, "dropout_rate": 0.0}
+    config = T5Config(vocab_size=vocab_size, **how, **SIZES[size])
     model, half = T5(config), config.d_model // 2
     slots = F.pad(torch.eye(half), (half, 0)).split(config.d_kv)  # four, each (d_kv, D)
-    noted = [random_projection(config) for _ in slots]
-    fetched = F.pad(torch.nn.init.orthogonal_(torch.empty(half, half)), (0, half)).split(config.d_kv)
+    noted = [random_projection(config.d_kv, half) for _ in slots]
+    fetched = random_projection(half, half).split(config.d_kv)
     sharpness = (MATCH / (2 * config.d_kv)) ** 0.5  # of a normalized state, the word half has a mean square of 2
     with torch.no_grad():
         model.shared.weight[:, half:] *= 0.05
         for name, attention in model.named_modules():
             if not isinstance(attention, Attention):
                 continue
-            stack, kind = name.split(".")[0], name.split(".")[-1]
+            stack, *_, kind = name.split(".")
             heads = []  # of queries, keys, values and output, each (d_kv, D)
             if kind == "SelfAttention":
                 heads = [(0 * slot, 0 * slot, word, slot) for word, slot in zip(noted, slots, strict=True)]
             for i, target in enumerate(LOOKS_FOR[kind]):
-                query, key = looking_for(target, config, noted, slots)
+                query, key = looking_for(target, noted, slots)
                 heads.append((sharpness * query, sharpness * key, fetched[i % 4], fetched[i % 4]))
             q, k, v, o = (torch.cat(part) for part in zip(*heads, strict=True))
             for linear, weight in ((attention.q, q), (attention.k, k), (attention.v, v), (attention.o, o.T)):
@@ -69,25 +64,23 @@ def initial_model(size: str, vocab_size: int, seed: int) -> T5:
     return model
 
 
-def random_projection(config: T5Config) -> Tensor:
-    """Random orthonormal directions in the word half of a hidden state: (d_kv, D)."""
-    half = config.d_model // 2
-    return F.pad(torch.nn.init.orthogonal_(torch.empty(config.d_kv, half)), (0, half))
+def random_projection(rows: int, half: int) -> Tensor:
+    """Random orthonormal directions in the word half of a hidden state: (rows, D)."""
+    return F.pad(torch.nn.init.orthogonal_(torch.empty(rows, half)), (0, half))
 
 
-def looking_for(
-    target: int | str, config: T5Config, noted: list[Tensor], slots: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor]:
+def looking_for(target: int | str, noted: list[Tensor], slots: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """The query and key projections, each (d_kv, D), of a head that looks for this target."""
     if target == "before":  # the word that the first slot of the position at hand notes
         return slots[0], noted[0]
-    if target in ("word", "context"):
-        equal = random_projection(config)
-        if target == "context":
-            turned = [torch.nn.init.orthogonal_(torch.empty(config.d_kv, config.d_kv)) @ slot for slot in slots[:3]]
-            equal = 0.7 * sum(turned, equal)
-        return equal, equal
-    return noted[target], slots[target]
+    if target not in ("word", "context"):
+        return noted[target], slots[target]
+    d_kv, width = slots[0].shape
+    equal = random_projection(d_kv, width // 2)
+    if target == "context":
+        turned = [torch.nn.init.orthogonal_(torch.empty(d_kv, d_kv)) @ slot for slot in slots[:3]]
+        equal = 0.7 * sum(turned, equal)
+    return equal, equal
 
 
 def position_scores(stack: str, config: T5Config) -> Tensor:

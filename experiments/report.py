@@ -32,12 +32,9 @@ COLUMNS = {"none": "before", **METHODS}
 SEEDS = (0, 1, 2)
 # Every method draws the same number of outputs for the same number of questions.
 BUDGET = "--iterations 5 --questions 100 --online-samples 4 --test-size 200"
-WITH_SEEDS = [  # tasks that are run with all seeds; the others with the first
-    *("logical_deduction_three_objects", "tracking_shuffled_objects_three_objects"),
-    *("object_counting", "reasoning_about_colored_objects"),
-]
+ABLATED = ("logical_deduction_three_objects", "tracking_shuffled_objects_three_objects")  # the tasks of Tables 3 and 4
+WITH_SEEDS = (*ABLATED, "object_counting", "reasoning_about_colored_objects")  # the others are run with the first seed
 FAMILIES = ("logical_deduction", "tracking_shuffled_objects", "object_counting")  # run with the defaults of train.py
-ABLATED = WITH_SEEDS[:2]  # the tasks of Table 4, also those of Table 3
 SIZES = ("t5-nano", "t5-mini")
 VARIANTS = (  # label, method, what differs, the paper's figures in its Table 4
     ("full method", "hir", "", ("91.7", "100.0")),
@@ -53,13 +50,14 @@ VARIANTS = (  # label, method, what differs, the paper's figures in its Table 4
 )
 OFFICIAL = "--method none --data official --test-size 200"
 # Only the file teaches letters, as the bundled models answer in words; so this is fine-tuning.
-LEAK = "--method sft --answers letters --questions 0 --iterations 3 --learning-rate 1e-3 --final-learning-rate 1"
+LEAK = (
+    "--data official --method sft --answers letters --questions 0 --iterations 3 --learning-rate 1e-3 "
+    "--final-learning-rate 1"
+)
 ORDERS = ("official", "shuffled")
 # Hyperparameters are searched by the share of right samples: these answer training questions, no test question.
 SEARCH_TASK = "tracking_shuffled_objects_three_objects"
-SEARCHES = {
-    "ppo": {"--ppo-learning-rate": "1e-4 3e-4 1e-3", "--ppo-epochs": "2 4", "--ppo-kl-coef": "0.01 0.1"},
-}
+PPO_GRID = {"--ppo-learning-rate": "1e-4 3e-4 1e-3", "--ppo-epochs": "2 4", "--ppo-kl-coef": "0.01 0.1"}
 
 
 def name_of(task: str, method: str, seed: int = 0, size: str = "t5-mini", flags: str = "") -> str:
@@ -82,38 +80,38 @@ def planned_runs(runs: Path) -> dict[str, list[str]]:
     plan = {}
     for family in FAMILIES:
         for seed, name in enumerate(names_of(family, "default", size="")):
-            plan[name] = f"--task {family} --seed {seed}".split()
+            plan[name] = f"--task {family} --seed {seed}"
     for task, method, size, flags in compared:
         # The bundled models reason before they write an option out; an official answer is its letter.
         own = "--answers steps" if method == "sft" else ""
         for seed, name in enumerate(names_of(task, method, size, flags)):
             where = f"--task {task} --method {method} --seed {seed} --checkpoint checkpoints/{size}"
-            plan[name] = f"{where} {own} {BUDGET} {flags}".split()
-    for method, grid in SEARCHES.items():
-        for values in itertools.product(*map(str.split, grid.values())):
-            flags = [word for pair in zip(grid, values, strict=True) for word in pair]
-            where = f"--task {SEARCH_TASK} --method {method} {BUDGET} --test-size 1"
-            plan["-".join(("search", method, *values))] = [*where.split(), *flags]
+            plan[name] = f"{where} {own} {BUDGET} {flags}"
+    for values in itertools.product(*map(str.split, PPO_GRID.values())):
+        flags = " ".join(map(" ".join, zip(PPO_GRID, values, strict=True)))
+        plan["-".join(("search-ppo", *values))] = f"--task {SEARCH_TASK} --method ppo {BUDGET} --test-size 1 {flags}"
+    plan = {name: arguments.split() for name, arguments in plan.items()}
     return plan | _runs_on_official_questions(runs)
 
 
 def _runs_on_official_questions(runs: Path) -> dict[str, list[str]]:
-    plan, leak = {}, "--task date_understanding --option-order"
+    plan = {}
     for task in TASKS:
         plan[f"{task}-official-before"] = before = f"--task {task} {OFFICIAL}".split()
         plan[f"{task}-official-after"] = [*before, "--checkpoint", str(runs / name_of(task, "hir") / "model")]
     for order, other in (ORDERS, ORDERS[::-1]):
         for seed, name in enumerate(names_of("leak", order, size="")):
-            plan[name] = f"{leak} {order} {LEAK} --data official --seed {seed}".split()
-            after = f"{leak} {other} {OFFICIAL} --seed {seed} --checkpoint"
-            plan[f"{name}-other-order"] = [*after.split(), str(runs / name / "model")]
+            where = f"--task date_understanding --seed {seed} --option-order"
+            plan[name] = f"{where} {order} {LEAK}".split()
+            after = f"{where} {other} {OFFICIAL} --checkpoint".split()
+            plan[f"{name}-other-order"] = [*after, str(runs / name / "model")]
     return plan
 
 
 # --- Tables: from results to title, text, header and rows -------------------------------------------------------------
 
 Table = tuple[str, str, list[str], list[list[object]]]
-UNDER_WRONG = {"wrong": "right", "obeyed": "obeyed", "malformed": "malformed"}
+SHARES = ("correct", "wrong", "obeyed", "malformed")
 SHARES_ADD_UP = (
     "Asked for a wrong answer, an output is still right, obeys with a well-formed wrong answer, or is malformed."
 )
@@ -135,21 +133,18 @@ def before_and_after(results: Results, places: dict[str, tuple[tuple, tuple]]) -
 
     Columns that no run has recorded are left out.
     """
-    keys = {"correct": "", "wrong": "wrong instruction, ", "obeyed": "obeyed, ", "malformed": "malformed, "}
-    columns = [["task", *places]]
-    for (key, title), when in itertools.product(keys.items(), (0, 1)):
-        cells = [measured(results, at[when][0], key, *at[when][1:]) for at in places.values()]
-        columns += [[title + ("before", "after")[when], *cells]] if any(cells) else []
-    header, *rows = map(list, zip(*columns, strict=True))
-    return header, rows
+    columns = {"task": list(places)}
+    for key, when in itertools.product(SHARES, (0, 1)):
+        title = {"correct": "", "wrong": "wrong instruction, "}.get(key, f"{key}, ") + ("before", "after")[when]
+        columns[title] = [measured(results, at[when][0], key, *at[when][1:]) for at in places.values()]
+    columns = {title: cells for title, cells in columns.items() if any(cells)}
+    return list(columns), list(map(list, zip(*columns.values(), strict=True)))
 
 
 def default_table(results: Results) -> Table:
     """What `python train.py --task FAMILY` does with its defaults."""
-    places = {}
-    for family in FAMILIES:
-        names = names_of(family, "default", size="")
-        places |= {task: ((names[:1], 0, task), (names, -1, task)) for task in expand(family)}
+    names = {task: names_of(family, "default", size="") for family in FAMILIES for task in expand(family)}
+    places = {task: ((seeds[:1], 0, task), (seeds, -1, task)) for task, seeds in names.items()}
     text = f"`python train.py --task FAMILY --seed SEED`, {len(SEEDS)} seeds: % of the test questions. {SHARES_ADD_UP}"
     return "The default runs", text, *before_and_after(results, places)
 
@@ -199,22 +194,16 @@ def claims_table(results: Results) -> Table:
 
 def wrong_table(results: Results) -> Table:
     """The three shares when a wrong answer is asked for."""
-    rows = [
-        [task, share, *(of_method(results, task, method, key) for method in COLUMNS)]
-        for task in TASKS
-        for key, share in UNDER_WRONG.items()
-    ]
-    text = f"% of the test questions. {SHARES_ADD_UP}"
-    rows = [row for row in rows if any(row[2:])]
-    return "Under the wrong instruction", text, ["task", "share", *COLUMNS.values()], rows
+    shares = itertools.product(TASKS, zip(SHARES[1:], ("right", "obeyed", "malformed"), strict=True))
+    rows = [[task, share, *(of_method(results, task, m, key) for m in COLUMNS)] for task, (key, share) in shares]
+    header, rows = ["task", "share", *COLUMNS.values()], [row for row in rows if any(row[2:])]
+    return "Under the wrong instruction", f"% of the test questions. {SHARES_ADD_UP}", header, rows
 
 
 def table_3(results: Results) -> Table:
     """Two sizes of the model."""
-    rows = [
-        [task, size, *(of_method(results, task, method, size=size) for method in COLUMNS)]
-        for task, size in itertools.product(ABLATED, SIZES)
-    ]
+    sizes = itertools.product(ABLATED, SIZES)
+    rows = [[task, size, *(of_method(results, task, m, size=size) for m in COLUMNS)] for task, size in sizes]
     header = ["task", "model", *COLUMNS.values()]
     return "Table 3: two sizes", f"Test accuracy in %, {len(SEEDS)} seeds.", header, rows
 
@@ -247,7 +236,7 @@ def leak_table(results: Results) -> Table:
     ]
     text = (
         "Fine-tuning on the letters of Date Understanding, whose file lists the right option first in 364 of 369 "
-        f"examples (`--task date_understanding --data official {LEAK}`): test accuracy in %, {len(SEEDS)} seeds."
+        f"examples (`--task date_understanding {LEAK}`): test accuracy in %, {len(SEEDS)} seeds."
     )
     header = ["trained on", "tested in the official order", "tested on shuffled options"]
     return "The leak in Date Understanding", text, header, rows
@@ -284,20 +273,16 @@ def draw_comparison(results: Results, directory: Path) -> None:
     tables = [markdown(*table(results)) for table in TABLES]
     write_file(directory / "tables.md", "\n".join([head, *of.remarks(results), *tables]).encode())
     found = {t: {m: [results[n] for n in names_of(t, m) if n in results] for m in METHODS} for t in TASKS}
-    found = {task: methods for task, methods in found.items() if any(methods.values())}
     for over, name in (("sampled", "methods.png"), ("seconds", "methods_seconds.png")):
-        of.draw_curves(
-            directory / name,
-            {t: {METHODS[m]: [of.curve(r, over=over) for r in rs] for m, rs in ms.items()} for t, ms in found.items()},
-            over,
-        )
+        panels = {t: {METHODS[m]: [of.curve(r, over=over) for r in found[t][m]] for m in METHODS} for t in TASKS}
+        of.draw_curves(directory / name, panels, over)
     bars = {}
-    for task in found:
-        cells = {m: [of_method(results, task, m, key) for key in ("correct", *UNDER_WRONG)] for m in COLUMNS}
+    for task in (task for task, methods in found.items() if any(methods.values())):
+        cells = {m: [of_method(results, task, m, key) for key in SHARES] for m in COLUMNS}
         bars[task] = {COLUMNS[m]: [cell and cell.mean for cell in row] for m, row in cells.items() if row[0]}
     of.draw_shares(directory / "wrong_instruction.png", bars)
     if default := results.get(name_of(FAMILIES[0], "default", size="")):
-        panels = of.panels_of({"": default}, "sampled", ["correct", *UNDER_WRONG])
+        panels = of.panels_of({"": default}, "sampled", list(SHARES))
         of.draw_curves(directory / "curve.png", panels, "sampled", columns=2)
 
 
@@ -317,7 +302,7 @@ def report_comparison(given: argparse.Namespace) -> None:
     results = of.load_results(directory, wanted)
     chosen = fnmatch.filter(wanted, given.only) if given.only else [n for n in wanted if not n.startswith("search-")]
     missing = {name: wanted[name] for name in chosen if name not in results or results[name].difference}
-    print(of.time_needed(missing, results, max(1, given.jobs)))
+    print(f"{len(missing)} runs to make")
     if given.run:
         failed = of.make_runs(missing, given.runs, directory, max(1, given.jobs))
         results = of.load_results(directory, wanted)
@@ -334,9 +319,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--over", choices=of.AXES, default="iteration", help="what the curves of RUNs are drawn over")
     parser.add_argument("--picture", type=Path, help="the picture of RUNs (default: curves.png in the first of them)")
     parser.add_argument("--run", action="store_true", help="make the missing runs of the comparison")
-    parser.add_argument(
-        "--only", default="", help="the runs to make, as a pattern of names (default: all but search-*)"
-    )
+    parser.add_argument("--only", default="", help="a pattern of names: the runs to make (default: all but search-*)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; if several, each on one core")
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "report", help="where runs are made")
     parser.add_argument("--results", type=Path, default=REPOSITORY / "results", help="what is read and written")

@@ -5,14 +5,17 @@ verdicts on its test answers, one letter per question.
 """
 
 import concurrent.futures
-import itertools
 import json
 import math
 import os
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate, zip_longest
 from pathlib import Path
 
 import matplotlib
@@ -25,21 +28,20 @@ from matplotlib.ticker import MaxNLocator
 import hir
 import train
 from support import REPOSITORY
-from support.errors import InputError
-from support.run_directory import write_lines
+from support.errors import input_errors
+from support.files import read_lines, write_lines
 from support.settings import as_values, flag
-from support.tables import percent, wilson
+from support.tables import AFTER, aligned, percent, wilson
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has left: config.json, the lines of metrics.jsonl, and the verdicts on its last test answers."""
+    """What a run has left that tables and pictures show: config.json, and the lines of metrics.jsonl."""
 
     config: dict
     lines: list[dict]
-    verdicts: dict[str, dict[str, str]] = field(default_factory=dict)  # task -> instruction -> a letter per question
     difference: str = ""  # from the settings that are wanted, if there is one
 
     def value(self, key: str = "correct", line: int = -1, task: str = "") -> float | None:
@@ -55,7 +57,7 @@ class Result:
 
     def seconds(self) -> list[float]:
         """The seconds from the first evaluation to the end of each iteration."""
-        return list(itertools.accumulate(sum(line["seconds"].values()) for line in self.lines))
+        return list(accumulate(sum(line["seconds"].values()) for line in self.lines))
 
 
 Results = dict[str, Result]
@@ -63,39 +65,32 @@ Results = dict[str, Result]
 
 def read_result(path: Path) -> Result:
     """The result of a run, from the directory that train.py has written or from a file of results/runs/."""
-    try:
-        config, *lines = _lines_of_run(path) if path.is_dir() else _json_lines(path)
+    problem, remedy = f"{path} holds no run", "name a directory that train.py has written."
+    with input_errors(problem, remedy, OSError, ValueError, KeyError, TypeError):
+        config, *lines = _lines_of_run(path) if path.is_dir() else read_lines(path)
         shown = [line for line in lines if "iteration" in line]
         if not shown or not isinstance(config["settings"] | config["run"], dict):
             raise ValueError("it has no finished iteration")
-        return Result(config, shown, *(line["verdicts"] for line in lines if "verdicts" in line))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise InputError(f"{path} holds no run ({reason}); name a directory that train.py has written.") from error
-
-
-def _json_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        return Result(config, shown)
 
 
 def _lines_of_run(out: Path) -> list[dict]:
     """What a file of results/runs/ holds, from the directory of a run."""
     verdicts: dict[str, dict[str, str]] = {}
-    for answer in _json_lines(out / "answers.jsonl") if (out / "answers.jsonl").exists() else []:
+    for answer in read_lines(out / "answers.jsonl"):
         asked = "correct" if answer["instruction"] == hir.CORRECT else "wrong"
         of_task = verdicts.setdefault(answer["task"], {"correct": "", "wrong": ""})
         of_task[asked] += answer["verdict"][0]  # r, w or m
     config = json.loads((out / "config.json").read_text("utf-8"))
-    return [config, *_json_lines(out / "metrics.jsonl"), *([{"verdicts": verdicts}] if verdicts else [])]
+    return [config, *read_lines(out / "metrics.jsonl"), *([{"verdicts": verdicts}] if verdicts else [])]
 
 
 def load_results(directory: Path, wanted: dict[str, list[str]]) -> Results:
     """The results in a directory by name, each compared with the settings that are wanted for it."""
     results = {path.stem: read_result(path) for path in sorted(directory.glob("*.jsonl"))}
-    return {
-        name: replace(result, difference=difference(result.config, wanted[name])) if name in wanted else result
-        for name, result in results.items()
-    }
+    for name in results.keys() & wanted.keys():
+        results[name] = replace(results[name], difference=difference(results[name].config, wanted[name]))
+    return results
 
 
 def difference(config: dict, arguments: list[str]) -> str:
@@ -113,11 +108,10 @@ def difference(config: dict, arguments: list[str]) -> str:
 def remarks(results: Results) -> list[str]:
     """What sets results apart from those that the same commands would give today."""
     known = set(as_values(train.RunConfig(), hir.Settings()))
-    recorded = {name: set(result.config["run"] | result.config["settings"]) for name, result in results.items()}
-    older = [known - names for names in recorded.values() if known - names]
+    unknown = [known - set(result.config["run"] | result.config["settings"]) for result in results.values()]
     other = [f"{name} ({result.difference})" for name, result in results.items() if result.difference]
     found = []
-    if older:
+    if older := [names for names in unknown if names]:
         flags = ", ".join(f"`{flag(name)}`" for name in sorted(set().union(*older)))
         found.append(f"{len(older)} of {len(results)} runs are from before these settings: {flags}.\n")
     if other:
@@ -130,42 +124,30 @@ def _settings_that_matter(s: train.AllSettings) -> dict:
     values = as_values(s.run, s.method, *([s.ppo] if s.run.method == "ppo" else []))
     if s.run.method == "none":
         values = as_values(s.run) | {"max_new_tokens": s.method.max_new_tokens}
-    elsewhere = {"out", "resume", "explain", "data", "checkpoint"}  # where files lie, or what is printed
-    of_hir = {"alpha", "beta", "sub_output", "malformed", "contrastive"} if s.run.method != "hir" else set()
-    return {name: value for name, value in values.items() if name not in elsewhere | of_hir}
+    left_out = {"out", "resume", "explain", "data", "checkpoint"}  # where files lie, or what is printed
+    if s.run.method != "hir":
+        left_out |= {"alpha", "beta", "sub_output", "malformed", "contrastive"}
+    return {name: value for name, value in values.items() if name not in left_out}
 
 
 # --- Making -----------------------------------------------------------------------------------------------------------
 
 
-def time_needed(missing: dict[str, list[str]], results: Results, jobs: int) -> str:
-    """How many runs there are to make, and how long they may take, judged by finished ones of the same method."""
-    seconds: dict[str, list[float]] = {}
-    for result in results.values():
-        seconds.setdefault(result.config["run"]["method"], []).append(result.seconds()[-1])
-    everything = [value for values in seconds.values() for value in values] or [120.0]
-    methods = [train.parse_arguments(arguments).run.method for arguments in missing.values()]
-    expected = sum(statistics.mean(seconds.get(method, everything)) + 4 for method in methods)  # 4 to start
-    basis = f"judged by {len(results)} finished ones" if results else "at a guess of two minutes each"
-    return f"{len(missing)} runs to make, about {expected / 60 / jobs:.0f} min, {basis}"
-
-
 def make_runs(missing: dict[str, list[str]], runs: Path, results: Path, jobs: int) -> list[str]:
     """Make these runs, or resume them, `jobs` at a time. Returns the names of those that failed."""
+    titles = [f"[{i}/{len(missing)}] {name}" for i, name in enumerate(missing, start=1)]
     pool = concurrent.futures.ThreadPoolExecutor(jobs)
-    futures = {
-        name: pool.submit(_make_run, f"[{i}/{len(missing)}] {name}", arguments, runs / name, results, jobs)
-        for i, (name, arguments) in enumerate(missing.items(), start=1)
-    }
     try:
-        return [name for name, future in futures.items() if not future.result()]
+        made = pool.map(partial(_make_run, runs, results, jobs), missing, missing.values(), titles)
+        return [name for name, succeeded in zip(missing, made, strict=True) if not succeeded]
     finally:  # also after Ctrl-C
         pool.shutdown(cancel_futures=True)
 
 
-def _make_run(title: str, arguments: list[str], out: Path, results: Path, jobs: int) -> bool:
+def _make_run(runs: Path, results: Path, jobs: int, name: str, arguments: list[str], title: str) -> bool:
     """Make one run and write its result. Returns whether it succeeded."""
     print(title, flush=True)
+    out = runs / name
     resume = ["--resume"] if (out / "config.json").exists() else []
     command = [sys.executable, str(REPOSITORY / "train.py"), *arguments, "--out", str(out), *resume]
     # Runs side by side take a core each, and are silent.
@@ -173,7 +155,7 @@ def _make_run(title: str, arguments: list[str], out: Path, results: Path, jobs: 
     if subprocess.run(command, check=False, **beside).returncode:
         return False
     results.mkdir(parents=True, exist_ok=True)
-    write_lines(results / f"{out.name}.jsonl", _lines_of_run(out))
+    write_lines(results / f"{name}.jsonl", _lines_of_run(out))
     return True
 
 
@@ -203,40 +185,34 @@ def over_seeds(shares: list[float], n: int) -> Estimate:
     same, so more runs do not narrow it) and what a run draws (Student's interval over the runs, if there are several).
     The two parts of the interval add up like independent errors.
     """
-    mean = statistics.mean(shares)
+    mean, drawn = statistics.mean(shares), 0.0
     low, high = wilson(mean, n)
-    drawn = 0.0
     if len(shares) > 1:
         drawn = STUDENT[len(shares) - 2] * statistics.stdev(shares) / math.sqrt(len(shares))
-    return Estimate(
-        mean, max(0.0, mean - math.hypot(mean - low, drawn)), min(1.0, mean + math.hypot(high - mean, drawn))
-    )
+    low, high = mean - math.hypot(mean - low, drawn), mean + math.hypot(high - mean, drawn)
+    return Estimate(mean, max(0.0, low), min(1.0, high))
+
+
+def combined(estimates: list[Estimate], signs: list[int], divisor: int = 1) -> Estimate:
+    """The sum of some estimates, each with its sign, over a divisor, as if their errors were independent."""
+    pairs = zip(signs, estimates, strict=True)
+    terms = [(sign * e.mean, *sorted((sign * (e.low - e.mean), sign * (e.high - e.mean)))) for sign, e in pairs]
+    means, down, up = zip(*terms, strict=True)
+    mean = math.fsum(means) / divisor
+    return Estimate(mean, mean - math.hypot(*down) / divisor, mean + math.hypot(*up) / divisor)
 
 
 def average(estimates: list[Estimate | None]) -> Estimate | None:
-    """The mean over tasks, whose errors are independent; None unless all are there."""
-    if not all(estimates):
-        return None
-    mean = statistics.mean(e.mean for e in estimates)
-    low, high = (math.hypot(*(getattr(e, end) - e.mean for e in estimates)) / len(estimates) for end in ("low", "high"))
-    return Estimate(mean, mean - low, mean + high)
+    """The mean over tasks; None unless all are there."""
+    return combined(estimates, [1] * len(estimates), len(estimates)) if all(estimates) else None
 
 
 def lead(ours: Estimate | None, others: list[Estimate | None]) -> Estimate | None:
-    """How far ours is ahead of the best other, as if independent; the test questions are shared, so this is too wide."""
-    if not ours or not all(others):
-        return None
-    best = max(others, key=lambda e: e.mean)
-    low, high = (
-        math.hypot(ours.mean - ours.low, best.high - best.mean),
-        math.hypot(ours.high - ours.mean, best.mean - best.low),
-    )
-    return Estimate(ours.mean - best.mean, ours.mean - best.mean - low, ours.mean - best.mean + high)
+    """How far ours is ahead of the best other. They share the test questions, so the interval is too wide."""
+    return combined([ours, max(others, key=lambda e: e.mean)], [1, -1]) if ours and all(others) else None
 
 
-def measured(
-    results: Results, names: list[str], key: str = "correct", line: int = -1, task: str = ""
-) -> Estimate | None:
+def measured(results: Results, names: list[str], key="correct", line: int = -1, task: str = "") -> Estimate | None:
     """The estimate from those of the named runs that are finished, with a note if not all are; None if none is."""
     found = [results[name] for name in names if name in results]
     shares = [result.value(key, line, task) for result in found]
@@ -283,33 +259,30 @@ def draw_curves(path: Path, panels: dict[str, dict[str, list[Curve]]], over: str
 
     A method that samples nothing has no curve over sampled outputs: a dashed line shows where it ends.
     """
-    panels = {title: found for title, curves in panels.items() if (found := _not_empty(curves))}
+    panels = {title: {label: [c for c in found if c[0]] for label, found in p.items()} for title, p in panels.items()}
+    panels = {title: curves for title, curves in panels.items() if any(curves.values())}
     labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
     colors = {label: COLORS.get(label, CYCLE[i % len(CYCLE)]) for i, label in enumerate(labels)}
-    with plt.rc_context(STYLE):
-        figure, axes = _panels(len(panels), columns, 2.1)
-        for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+    with small_multiples(path, list(panels), columns, 2.1) as axes:
+        for axis, curves in zip(axes, panels.values(), strict=False):
             for label, found in curves.items():
-                if over == "sampled" and not any(x[-1] for x, _ in found):
-                    end = statistics.mean(y[-1] for _, y in found)
-                    axis.axhline(end, color=colors[label], linestyle="--", label=label, linewidth=1)
-                    continue
-                for x, y in found if len(found) > 1 else ():
-                    axis.plot(x, y, color=colors[label], alpha=0.35, linewidth=0.7)
-                x, y = (list(map(statistics.mean, zip(*rows, strict=False))) for rows in zip(*found, strict=True))
-                axis.plot(x, y, color=colors[label], linewidth=1.6, label=label, marker="o", markersize=2.5)
-            axis.set_title(title.replace("_", " "))
+                draw_one(axis, label, colors[label], found, over)
             axis.set_xlabel(AXES[over])
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            if not title.startswith("training: "):
-                axis.set_ylim(-2, 102)
-                axis.set_ylabel("%")
-        _save(figure, axes, path)
+            if not axis.get_title("left").startswith("training: "):
+                axis.set(ylim=(-2, 102), ylabel="%")
 
 
-def _not_empty(curves: dict[str, list[Curve]]) -> dict[str, list[Curve]]:
-    kept = {label: [curve for curve in found if curve[0]] for label, found in curves.items()}
-    return {label: found for label, found in kept.items() if found}
+def draw_one(axis: Axes, label: str, color: str, found: list[Curve], over: str) -> None:
+    """The curves of one label."""
+    if found and over == "sampled" and not any(x[-1] for x, _ in found):
+        end = statistics.mean(y[-1] for _, y in found)
+        axis.axhline(end, color=color, linestyle="--", label=label, linewidth=1)
+    elif found:
+        for x, y in found if len(found) > 1 else ():
+            axis.plot(x, y, color=color, alpha=0.35, linewidth=0.7)
+        x, y = (list(map(statistics.mean, zip(*rows, strict=False))) for rows in zip(*found, strict=True))
+        axis.plot(x, y, color=color, linewidth=1.6, label=label, marker="o", markersize=2.5)
 
 
 def draw_shares(path: Path, panels: dict[str, dict[str, tuple]]) -> None:
@@ -318,41 +291,38 @@ def draw_shares(path: Path, panels: dict[str, dict[str, tuple]]) -> None:
     Where obeyed and malformed are not recorded, what is not right is left blank.
     """
     parts = {"still right": "#0072B2", "obeyed": "#E69F00", "malformed": "#BBBBBB"}
-    with plt.rc_context(STYLE):
-        figure, axes = _panels(len(panels), 3, 1.5)
-        for axis, (title, methods) in zip(axes, panels.items(), strict=False):
+    with small_multiples(path, list(panels), 3, 1.5) as axes:
+        for axis, methods in zip(axes, panels.values(), strict=False):
             labels = list(methods)[::-1]
+            correct, *rest = (
+                [100 * (share or 0) for share in column] for column in zip(*map(methods.get, labels), strict=True)
+            )
             left = [0.0] * len(labels)
-            for i, (part, color) in enumerate(parts.items(), start=1):
-                widths = [100 * (methods[label][i] or 0) for label in labels]
+            for (part, color), widths in zip(parts.items(), rest, strict=True):
                 label = f"asked for a wrong answer: {part}" if any(widths) else None
                 axis.barh(labels, widths, left=left, color=color, label=label, height=0.6)
-                left = [a + b for a, b in zip(left, widths, strict=True)]
-            correct = [100 * methods[label][0] for label in labels]
+                left = list(map(sum, zip(left, widths, strict=True)))
             axis.plot(correct, labels, "D", color="#000000", markersize=4, label="asked for the correct answer: right")
-            axis.set_title(title.replace("_", " "))
-            axis.set_xlim(0, 103)
-            axis.set_xlabel("% of the test questions")
+            axis.set(xlim=(0, 103), xlabel="% of the test questions")
             axis.grid(axis="y", visible=False)
-        _save(figure, axes, path)
 
 
-def _panels(count: int, columns: int, height: float) -> tuple[plt.Figure, list[Axes]]:
-    columns = min(columns, max(1, count))
-    rows = max(1, -(-count // columns))
-    size = (3.2 * columns, height * rows + 0.5)
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    for axis in axes.flat[count:]:
-        axis.set_visible(False)
-    return figure, list(axes.flat)
-
-
-def _save(figure: plt.Figure, axes: list[Axes], path: Path) -> None:
-    """With one legend for all panels, above them."""
-    by_label = {handle.get_label(): handle for axis in axes for handle in axis.get_legend_handles_labels()[0]}
-    figure.legend(handles=list(by_label.values()), loc="outside upper center", ncols=4)
-    figure.savefig(path, bbox_inches="tight")
-    plt.close(figure)
+@contextmanager
+def small_multiples(path: Path, titles: list[str], columns: int, height: float) -> Iterator[Iterable[Axes]]:
+    """An axis for each title, to draw in; then one legend for all, above them, and the picture is written."""
+    columns = min(columns, max(1, len(titles)))
+    rows = max(1, -(-len(titles) // columns))
+    with plt.rc_context(STYLE):
+        size = (3.2 * columns, height * rows + 0.5)
+        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+        for axis, title in zip_longest(axes.flat, titles, fillvalue=""):
+            axis.set_title(title.replace("_", " "))
+            axis.set_visible(title != "")
+        yield axes.flat
+        by_label = {handle.get_label(): handle for axis in axes.flat for handle in axis.get_legend_handles_labels()[0]}
+        figure.legend(handles=list(by_label.values()), loc="outside upper center", ncols=4)
+        figure.savefig(path, bbox_inches="tight")
+        plt.close(figure)
 
 
 # --- One's own runs ---------------------------------------------------------------------------------------------------
@@ -374,9 +344,8 @@ def panels_of(runs: Results, over: str, keys: list[str] | None = None) -> dict[s
 
 def table_of(runs: Results) -> str:
     """For a terminal, a row per task and run: accuracy before and after, the shares under the wrong instruction."""
-    header = ("", "before", "after", "wrong", "obeyed", "malformed", "samples", "sampled", "seconds")
     tasks = list(dict.fromkeys(task for run in runs.values() for task in run.lines[0]["tasks"]))
-    rows = []
+    rows: list[tuple] = []
     for task in [*tasks, ""] if len(tasks) > 1 else tasks:
         rows += [(task or "all tasks",)] if len(runs) > 1 else []
         for name, run in runs.items():
@@ -385,9 +354,4 @@ def table_of(runs: Results) -> str:
                 shares = map(percent, [run.value("correct", 0, task), *(run.value(key, -1, task) for key in keys)])
                 label = f"  {name}" if len(runs) > 1 else task or "all tasks"
                 rows.append((label, *shares, f"{run.lines[-1]['sampled']:,}", f"{run.seconds()[-1]:.0f}"))
-    width = max(len(label) for label, *_ in rows)
-    lines = [
-        label.ljust(width) + "".join(f" {cell:>{len(title)}}" for cell, title in zip(cells, header[1:], strict=False))
-        for label, *cells in (header, *rows)
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    return aligned((*AFTER, "samples", "sampled", "seconds"), rows)

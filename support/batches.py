@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -37,6 +37,11 @@ class TrainingExample:
         if self.compared < 0:
             object.__setattr__(self, "compared", self.start)
 
+    @property
+    def context(self) -> tuple[str, str, tuple[int, ...]]:
+        """What the encoder reads: see `encode_source`."""
+        return self.instruction, self.question, self.encoder_prefix
+
 
 Group = list[TrainingExample]  # of one question and encoder prefix, which are encoded once for all
 
@@ -50,11 +55,16 @@ def make_batches(examples: list[TrainingExample], batch_size: int, rng: random.R
     Only the groups of a few batches at a time are sorted by shape: little is padded, and every epoch mixes its questions
     differently.
     """
-    groups = group_by(examples, key=lambda e: (e.question, e.encoder_prefix))
+    groups = make_groups(examples)
     batches: list[list[Group]] = []
     for window in cut(rng.sample(groups, len(groups)), len, 4 * batch_size):
         batches += cut(sorted(window, key=shape), len, batch_size)
     return rng.sample(batches, len(batches))
+
+
+def make_groups(examples: Iterable[TrainingExample]) -> list[Group]:
+    """The examples by question and encoder prefix."""
+    return group_by(examples, key=attrgetter("question", "encoder_prefix"))
 
 
 def shape(group: Group) -> tuple[int, int]:
@@ -108,9 +118,7 @@ def evaluation_mode(model: Any) -> Iterator[None]:
         model.train(was_training)
 
 
-def in_batches(
-    model: Any, function: Callable[[list[int]], list[Any]], lengths: list[int], batch_size: int
-) -> list[Any]:
+def in_batches(model: Any, function: Callable[[list[int]], list], lengths: list[int], batch_size: int) -> list:
     """Call `function` on batches of indices, those of similar length together; the results in the order of the indices.
 
     The model is in evaluation mode meanwhile. Each process takes its share of the indices, and all get all results.
@@ -170,8 +178,7 @@ def forward_tokens(
     prompt: instruction and question -> source text. compare: see `lay_out`. Returns the batch and the hidden states
     (M + ..., D) that predict its tokens.
     """
-    encode = partial(encode_source, tokenizer, prompt)
-    batch = lay_out(groups, compare, encode, model.shift_right, tokenizer.pad_token_id, model.device)
+    batch = lay_out(model, tokenizer, prompt, groups, compare)
     encoder_hidden_states = model.encode(batch.input_ids, batch.attention_mask)  # (K G, S, D)
     hidden = model.decode(batch.decoder_input_ids, encoder_hidden_states, batch.attention_mask)  # (K R, T, D)
     return batch, hidden.flatten(0, 1)[batch.position]
@@ -186,33 +193,26 @@ def encode_source(
 
 
 def lay_out(
-    groups: list[Group],
-    compare: Sequence[str] | str,
-    encode_source: Callable[[str, str, tuple[int, ...]], list[int]],
-    shift_right: Callable[[Tensor], Tensor],
-    pad_token_id: int,
-    device: torch.device,
+    model: Any, tokenizer: Any, prompt: Callable[[str, str], str], groups: list[Group], compare: Sequence[str] | str
 ) -> Batch:
-    """Lay out examples, grouped by question, as tensors.
+    """Lay out examples, grouped by source, as tensors.
 
     compare: instructions, under each of which every output is scored; or "batch", under all contexts of the batch; or
-    "none", each under its own context alone. encode_source: instruction, question and encoder prefix -> token ids.
+    "none", each under its own context alone.
     """
     groups, contexts = _contexts(groups, compare)  # K rows of G contexts
-    outputs = [longest_outputs(group) for group in groups]
+    outputs, filler, device = [longest_outputs(group) for group in groups], tokenizer.pad_token_id, model.device
     num_outputs = max(map(len, outputs))
     # Groups are filled up to one size with outputs of which nothing is learned.
     rows = [output for group in outputs for output in group + [()] * (num_outputs - len(group))]
-    decoder_input_ids = shift_right(pad(rows, pad_token_id, device)[0])  # (R, T)
-    states = torch.arange(len(contexts) * decoder_input_ids.numel()).view(len(contexts), len(groups), num_outputs, -1)
+    decoder_input_ids = model.shift_right(pad(rows, filler, device)[0]).repeat(len(contexts), 1)  # (K R, T)
+    states = torch.arange(decoder_input_ids.numel()).view(len(contexts), len(groups), num_outputs, -1)
     learned, others, own = _targets(groups, contexts, outputs, states.tolist())
-    sources = [encode_source(*context) for row in contexts for context in row]
-    input_ids, attention_mask = pad(sources, pad_token_id, device)
     position, labels, cell = torch.tensor(learned + others, device=device).view(-1, 3).unbind(1)
     compared = (cell >= 0).nonzero().flatten()
-    decoder_input_ids, own = decoder_input_ids.repeat(len(contexts), 1), torch.tensor(own, device=device)
-    targets = (position, labels, len(learned), compared, cell[compared])
-    return Batch(input_ids, attention_mask, decoder_input_ids, *targets, own, len(contexts))
+    targets = (position, labels, len(learned), compared, cell[compared], torch.tensor(own, device=device))
+    sources = [encode_source(tokenizer, prompt, *context) for row in contexts for context in row]
+    return Batch(*pad(sources, filler, device), decoder_input_ids, *targets, len(contexts))
 
 
 def _targets(
@@ -228,7 +228,7 @@ def _targets(
         columns = [row[g] for row in contexts]
         for e in group:
             n = next(n for n, output in enumerate(outputs[g]) if output[: len(e.output)] == e.output)
-            own.append(columns.index((e.instruction, e.question, e.encoder_prefix)))
+            own.append(columns.index(e.context))
             for k in range(len(columns)):
                 at, cell = states[k][g][n], (len(own) - 1) * len(columns) + k
                 tokens = [(at[t], e.output[t], cell) for t in range(e.compared, len(e.output))]
@@ -241,15 +241,13 @@ def _targets(
 
 def _contexts(groups: list[Group], compare: Sequence[str] | str) -> tuple[list[Group], list[list[tuple]]]:
     """The groups as they are to be scored, and for each k the k-th context (instruction, question, prefix) of every group."""
+    examples = [example for group in groups for example in group]
     if compare == "none":
-        examples = (example for group in groups for example in group)
-        groups = group_by(examples, key=lambda e: (e.instruction, e.question, e.encoder_prefix))
-        return groups, [[(group[0].instruction, group[0].question, group[0].encoder_prefix) for group in groups]]
+        groups = group_by(examples, key=attrgetter("context"))
+        return groups, [[group[0].context for group in groups]]
     if compare == "batch":
-        everything = [example for group in groups for example in group]
-        contexts = dict.fromkeys((e.instruction, e.question, e.encoder_prefix) for e in everything)
-        return [everything], [[context] for context in contexts]
-    return groups, [[(p, group[0].question, group[0].encoder_prefix) for group in groups] for p in compare]
+        return [examples], [[context] for context in dict.fromkeys(example.context for example in examples)]
+    return groups, [[(p, *group[0].context[1:]) for group in groups] for p in compare]
 
 
 def longest_outputs(examples: Group) -> list[tuple[int, ...]]:
@@ -264,8 +262,3 @@ def longest_outputs(examples: Group) -> list[tuple[int, ...]]:
 def up_to(last: int, tokens: list[int]) -> tuple[int, ...]:
     """The tokens up to and including the first that equals `last`; all of them if none does."""
     return tuple(tokens[: tokens.index(last) + 1] if last in tokens else tokens)
-
-
-def shares(groups: list[Group], size: int) -> Iterator[list[Group]]:
-    """This process's share of the groups, `size` at a time, those of similar shape together."""
-    return processes.rounds(sorted(groups, key=shape), size)

@@ -20,7 +20,7 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from support.errors import InputError
+from support.errors import InputError, input_errors
 from support.files import MAX_TEXT, parse_object, read_file, read_json, write_file
 
 # In order of preference. An index lists the files over which a large checkpoint is split.
@@ -47,15 +47,12 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
         raise InputError(f"{directory}: holds no weights; one of {', '.join(WEIGHTS)} is needed.")
     if path.suffix != ".json":
         return _read_weights(path)
-    weight_map = read_index(path)
-    tensors = {}
+    weight_map, tensors = read_index(path), {}
     for name in sorted(set(weight_map.values())):
-        part = _read_weights(directory / name)
-        listed = {key for key, file in weight_map.items() if file == name}
-        if stray := sorted(listed ^ part.keys()):
-            where = "lacks" if stray[0] in listed else f"is not listed in {path.name} as holding"
-            raise InputError(f"{directory / name}: {where} the tensor {stray[0]}; fetch both files again.")
-        tensors |= part
+        tensors |= (part := _read_weights(directory / name))
+        if stray := sorted({key for key, file in weight_map.items() if file == name} ^ part.keys()):
+            where = f"{directory / name} and {path.name}"
+            raise InputError(f"{where}: only one of them has the tensor {stray[0]}; fetch both files again.")
     return tensors
 
 
@@ -73,41 +70,35 @@ def read_index(path: Path) -> dict[str, str]:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"{path}: does not exist, though the index lists it; fetch it again.")
-    try:
-        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_pickle
+    with input_errors(f"{path}: is damaged", "fetch the file again.", Exception):  # as damaged files can raise anything
+        return read(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     """Header {name: {dtype, shape, data_offsets}}; the tensors must cover the data from end to end, each byte once."""
-    tensors, name = {}, "header"
-    try:
-        with path.open("rb") as file:
-            # Copy-on-write: torch wants writable memory, the file must stay as it is.
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-        start = 8 + int.from_bytes(data[:8], "little")
-        if start > min(len(data), MAX_TEXT):
-            raise ValueError(f"says it has {start - 8} bytes, of {len(data)} in the file")
-        header = parse_object(bytes(data[8:start]), path)
-        header.pop("__metadata__", None)
-        end = 0
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            if entry["dtype"] not in DTYPES:
-                raise ValueError(f"its dtype is {entry['dtype']}, not one of {', '.join(DTYPES)}")
-            (begin, stop), shape, dtype = entry["data_offsets"], entry["shape"], DTYPES[entry["dtype"]]
-            if len(shape) > 8 or begin != end or not 0 < math.prod(shape) * dtype.itemsize == stop - begin:
-                raise ValueError(f"the shape {shape} at {begin} to {stop} of the data, where {end} begins the next")
-            count = math.prod(shape)
-            tensors[name] = torch.frombuffer(data, dtype=dtype, count=count, offset=start + begin).view(shape)
-            end = stop
-        if start + end != len(data):
-            raise ValueError(f"has {len(data) - start} bytes of data, of which the tensors take {end}")
-    except InputError:
-        raise
-    except (ValueError, TypeError, LookupError, OverflowError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: {name} is not as it should be ({reason}); fetch the file again.") from error
+    with path.open("rb") as file:
+        # Copy-on-write: torch wants writable memory, the file must stay as it is.
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+    start = 8 + int.from_bytes(data[:8], "little")
+    if start > min(len(data), MAX_TEXT):
+        raise ValueError(f"the header has {start - 8} bytes, of {len(data)} in the file")
+    header = parse_object(bytes(data[8:start]), path)
+    header.pop("__metadata__", None)
+    tensors, end = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"{name} is of dtype {entry['dtype']}, not of {', '.join(DTYPES)}")
+        (begin, stop), shape, dtype = entry["data_offsets"], entry["shape"], DTYPES[entry["dtype"]]
+        count = math.prod(shape)
+        if len(shape) > 8 or begin != end or not 0 < count * dtype.itemsize == stop - begin:
+            raise ValueError(
+                f"{name} has the shape {shape} at {begin} to {stop} of the data, where {end} begins the next"
+            )
+        tensors[name] = torch.frombuffer(data, dtype=dtype, count=count, offset=start + begin).view(shape)
+        end = stop
+    if start + end != len(data):
+        raise ValueError(f"there are {len(data) - start} bytes of data, of which the tensors take {end}")
     return tensors
 
 
@@ -125,20 +116,15 @@ def load_pickle(path: Path, check_sums: bool = False) -> Any:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     """A `.bin` file: a pickled dictionary."""
-    size = path.stat().st_size
-    try:
-        tensors = load_pickle(path)
-    except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{path}: is damaged or holds more than tensors ({reason}); fetch it again.") from error
+    tensors = load_pickle(path)
     if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
-        raise InputError(f"{path}: holds no dictionary of named tensors; fetch it again.")
+        raise ValueError("it holds no dictionary of named tensors")
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.dtype not in DTYPES.values():
             kind = getattr(tensor, "dtype", type(tensor).__name__)
-            raise InputError(f"{path}: {name} is {kind}, not a dense tensor of {', '.join(DTYPES)}.")
-    if (total := sum(tensor.nbytes for tensor in tensors.values())) > MAX_COPIES * size:
-        raise InputError(f"{path}: its tensors claim {total} bytes, and the file has {size}; fetch it again.")
+            raise ValueError(f"{name} is {kind}, not a dense tensor of {', '.join(DTYPES)}")
+    if (total := sum(tensor.nbytes for tensor in tensors.values())) > MAX_COPIES * path.stat().st_size:
+        raise ValueError(f"its tensors claim {total} bytes, more than {MAX_COPIES} times the file's")
     return tensors
 
 
@@ -152,32 +138,33 @@ def drop_copies(tensors: dict[str, Tensor], tied: bool, directory: Path) -> bool
     """
     tensors.pop("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", None)  # in old files
 
-    def same(a: Tensor, b: Tensor) -> bool:
+    def repeats_embedding(name: str) -> bool:
+        a, b = tensors[name], tensors.setdefault("shared.weight", tensors[name])
         return a.dtype == b.dtype and torch.equal(a, b)
 
-    for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
-        if name in tensors and not same(copy := tensors.pop(name), tensors.setdefault("shared.weight", copy)):
+    for name in tensors.keys() & {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}:
+        if not repeats_embedding(name):
             raise InputError(f"{directory}: {name} differs from shared.weight, but T5 has a single embedding.")
-    if not tied or "lm_head.weight" not in tensors:
-        return tied
+        del tensors[name]
     # transformers 5 writes "tied" for FLAN-T5 too; only the weights show that the output has a matrix of its own.
-    if "shared.weight" in tensors and same(tensors["lm_head.weight"], tensors["shared.weight"]):
+    if tied and "lm_head.weight" in tensors:
+        if not repeats_embedding("lm_head.weight"):
+            return False
         del tensors["lm_head.weight"]
-        return True
-    return False
+    return tied
 
 
 @torch.no_grad()
 def fill(model: torch.nn.Module, tensors: dict[str, Tensor], directory: Path) -> None:
     """Give a model on the meta device memory and weights. Each parameter has a tensor of its name and shape, all finite."""
-    parameters = dict(model.named_parameters())
-    for name in sorted(parameters.keys() ^ tensors.keys()):
-        problem = "is missing from the weights" if name in parameters else "in the weights has no place in the model"
-        raise InputError(f"{directory}: {name} {problem}; weights and config.json belong to different models.")
-    for name, parameter in parameters.items():
-        shape, expected = list(tensors[name].shape), list(parameter.shape)
+    shapes = [{name: list(t.shape) for name, t in found} for found in (model.named_parameters(), tensors.items())]
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        expected, shape = (found.get(name, "not there") for found in shapes)
         if shape != expected:
-            raise InputError(f"{directory}: {name} has the shape {shape}, where config.json asks for {expected}.")
+            raise InputError(
+                f"{directory}: {name} is {shape} in the weights and {expected} in a model of this config.json; they belong "
+                "to different models."
+            )
     model.to_empty(device="cpu")
     for name, parameter in model.named_parameters():
         parameter.copy_(tensors[name])
@@ -206,12 +193,10 @@ def read_config(path: Path, kind: type) -> Any:
     for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"):
         if values.get(name) is None:
             raise InputError(f"{path}: {name} is missing; a T5 checkpoint has it.")
-    known = {field.name: values.get(field.name) for field in dataclasses.fields(kind)}
-    config = kind(**{name: value for name, value in known.items() if value is not None})
-    try:
+    given = {field.name: values[field.name] for field in dataclasses.fields(kind) if values.get(field.name) is not None}
+    config = kind(**given)
+    with input_errors(f"{path}: has a bad setting", "fetch the file again, or take another model.", ValueError):
         _check_config(config)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}; fetch the file again, or take another model.") from error
     return config
 
 
@@ -225,9 +210,8 @@ def _check_config(config: Any) -> None:
             raise ValueError(f"{field.name} is {value!r}, out of range")
     if config.feed_forward_proj not in ("relu", "gated-gelu"):
         raise ValueError(f"feed_forward_proj is {config.feed_forward_proj!r}, not 'relu' or 'gated-gelu'")
-    for name, limit in (("decoder_start_token_id", config.vocab_size), ("dropout_rate", 1)):
-        if not getattr(config, name) < limit:
-            raise ValueError(f"{name} is {getattr(config, name)!r}, not below {limit}")
+    if not (config.dropout_rate < 1 and config.decoder_start_token_id < config.vocab_size):
+        raise ValueError("dropout_rate is not below 1, or decoder_start_token_id not below vocab_size")
     if not 4 <= config.relative_attention_num_buckets < 2 * config.relative_attention_max_distance:
         raise ValueError("relative_attention_num_buckets is not between 4 and 2 relative_attention_max_distance")
 

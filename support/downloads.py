@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from support.errors import InputError
+from support.errors import input_errors
 from support.files import replacing
 
 
@@ -31,24 +31,24 @@ def download(url: str, path: Path, sha256: str | None = None) -> bool:
     takes half a file for a file, and cannot see the sums that the hub states.)
     """
     redirects, digest = _Redirects(), hashlib.sha256()
-    try:
+    remedy = "try again with a network and a disk to write to, or give a directory that holds the files."
+    problem = f"{url} could not be fetched into {path.parent}"
+    with input_errors(problem, remedy, OSError, ValueError, HTTPException):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.build_opener(redirects).open(url, timeout=60) as response, replacing(path) as output:
-            length = response.headers["Content-Length"]
-            with tqdm(desc=path.name, total=length and int(length), unit="B", unit_scale=True, leave=False) as bar:
+        try:
+            response = urllib.request.build_opener(redirects).open(url, timeout=60)
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return False
+            raise
+        with response, replacing(path) as output:
+            length = int(response.headers["Content-Length"] or 0)
+            with tqdm(desc=path.name, total=length, unit="B", unit_scale=True, leave=False) as bar:
                 while block := response.read(1 << 20):
                     digest.update(block)
                     bar.update(output.write(block))
-            if length and output.tell() != int(length):
+            if length and output.tell() != length:
                 raise OSError(f"the connection ended after {output.tell()} of {length} bytes")
             if (sha256 or redirects.sha256 or digest.hexdigest()) != digest.hexdigest():
                 raise OSError("what came has another SHA-256 than the file should have")
-        return True
-    except (OSError, ValueError, HTTPException) as error:
-        if isinstance(error, urllib.error.HTTPError) and error.code == 404:
-            return False
-        problem = getattr(error, "reason", error)
-        raise InputError(
-            f"{url} could not be fetched into {path.parent} ({problem}); try again with a network and a disk to write to, "
-            "or give a directory that holds the files."
-        ) from error
+    return True

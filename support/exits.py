@@ -8,19 +8,25 @@
 
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from support import processes, signals
+from support import processes
 from support.errors import InputError
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what schedulers send
 
 
 def run(command: Callable[[], None]) -> int:
     """Run the command, and return its exit code. The first Ctrl-C or SIGTERM ends it; more of them do not disturb that."""
-    with signals.handled(_interrupt):
+    with handled(_interrupt):
         try:
             code, sentence = _attempt(command)
-            signals.ignore_all()
+            ignore_all()
         except KeyboardInterrupt:
             code, sentence = 130, f"stopped; {_how_to_resume()}"
         if code:
@@ -57,5 +63,41 @@ def _how_to_resume() -> str:
 
 
 def _interrupt(*_: object) -> None:
-    signals.ignore_all()
+    ignore_all()
     raise KeyboardInterrupt
+
+
+# --- Ctrl-C and SIGTERM: one of them ends a run, and a save that has begun is completed first ------------------------
+
+
+@contextmanager
+def handled(handler: Any) -> Iterator[None]:
+    """The stop signals call the handler within the block."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    # A signal that whoever started this process had ignored stays so.
+    _set_handlers({n: signal.SIG_IGN if earlier is signal.SIG_IGN else handler for n, earlier in before.items()})
+    try:
+        yield
+    finally:
+        _set_handlers(before)
+
+
+def ignore_all() -> None:
+    """From here on no stop signal disturbs what ends the run."""
+    _set_handlers(dict.fromkeys(STOP_SIGNALS, signal.SIG_IGN))
+
+
+def _set_handlers(handlers: dict[int, Any]) -> None:
+    if threading.current_thread() is threading.main_thread():  # others get no signals
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Stop signals wait for the end of the block."""
+    waiting: list[int] = []
+    with handled(lambda number, _: waiting.append(number)):
+        yield
+    for number in waiting[:1]:
+        signal.raise_signal(number)

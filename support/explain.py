@@ -12,7 +12,7 @@ import torch
 
 import hir
 from bigbench_tasks import Example, answer_text
-from support.batches import TrainingExample, count, evaluation_mode, forward_tokens, group_by
+from support.batches import TrainingExample, count, evaluation_mode, forward_tokens, make_groups
 from support.learner import Learner
 from support.seeds import seeds
 
@@ -30,7 +30,7 @@ def explain(learner: Learner, examples: list[Example], settings: hir.Settings, s
     relabeled = hir.relabel(samples, learner.tokenizer, settings, rng)
     tell_relabeled([e for e in relabeled if e.question == examples[0].question], learner)
     rate = learner.scheduler.get_last_lr()[0]
-    groups = group_by(relabeled, key=lambda e: (e.question, e.encoder_prefix))
+    groups = make_groups(relabeled)
     terms = partial(hir.loss_terms, learner.model, learner.tokenizer, settings=settings)
     learner.gradient_step(groups, terms, partial(hir.final_loss, settings=settings))
     tell_loss(learner.finish_iteration()[0], *count(groups), settings)
@@ -61,13 +61,10 @@ def tell_relabeled(examples: list[TrainingExample], learner: Learner) -> None:
 def tell_loss(losses: dict[str, float], num_tokens: int, num_examples: int, settings: hir.Settings) -> None:
     """The terms of Eq. 6."""
     heading(f"4. The loss of all that came out: {num_examples} answers and parts, {num_tokens} tokens (Sec. 4.3)")
+    ignored = f"{math.log(2):.4f} if instructions do not matter"
     terms = (
         ("supervised", 1.0, "Eq. 3, cross-entropy, mean over tokens"),
-        (
-            "contrastive",
-            settings.alpha,
-            f"Eq. 4, mean over outputs; ln 2 = {math.log(2):.4f} if instructions do not matter",
-        ),
+        ("contrastive", settings.alpha, f"Eq. 4, mean over outputs; ln 2 = {ignored}"),
         ("entropy", settings.beta, "Eq. 5, negative entropy, mean over tokens"),
     )
     for name, weight, meaning in terms:

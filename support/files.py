@@ -6,21 +6,21 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
-from support.errors import InputError
-from support.locks import lock
+from support.errors import InputError, input_errors
+
+with suppress(ImportError):  # only POSIX has it
+    import fcntl
 
 MAX_TEXT = 20_000_000  # bytes of a header, a configuration or a vocabulary; the largest T5 needs a twentieth
 
 
 def read_file(path: Path) -> bytes:
     """The bytes of a small file."""
-    try:
+    with input_errors(f"{path}: cannot be read", "fetch it again.", OSError):
         if (size := path.stat().st_size) <= MAX_TEXT:
             return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
     raise InputError(f"{path}: has {size} bytes, too many for such a file; fetch it again.")
 
 
@@ -38,15 +38,22 @@ def parse_object(data: bytes, path: Path) -> dict:
             raise ValueError("a key appears twice")
         return found
 
-    try:
+    with input_errors(f"{path}: is not a valid JSON object", "fetch the file again.", ValueError, RecursionError):
         value = json.loads(data.decode(), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not valid JSON ({error}); fetch the file again.") from error
-    if not isinstance(value, dict):
-        raise InputError(
-            f"{path}: holds a JSON {type(value).__name__} where an object is expected; fetch the file again."
-        )
+        if not isinstance(value, dict):
+            raise ValueError(f"it is a {type(value).__name__}")
     return value
+
+
+def lock(file: IO) -> bool | None:
+    """Lock an open file until it is closed, or the process ends. False: another has it. None: there are no locks here."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (OSError, NameError):  # a file system or an operating system without locks
+        return None
+    return True
 
 
 @contextmanager
@@ -73,10 +80,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
     with suppress(OSError):  # where directories cannot be opened
         directory = os.open(path.parent, os.O_RDONLY)
-        try:
+        with suppress(OSError):
             os.fsync(directory)  # the new name itself must reach the disk
-        finally:
-            os.close(directory)
+        os.close(directory)
 
 
 def write_file(path: Path, *chunks: bytes | memoryview) -> None:
@@ -89,3 +95,13 @@ def write_file(path: Path, *chunks: bytes | memoryview) -> None:
 def write_json(path: Path, value: dict) -> None:
     """Write a JSON object, indented, in one rename."""
     write_file(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The JSON objects in a file that has one per line; none if there is no such file."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+
+def write_lines(path: Path, values: list[dict]) -> None:
+    """Write a JSON object per line, in one rename."""
+    write_file(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode())

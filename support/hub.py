@@ -36,10 +36,8 @@ def find_checkpoint(path_or_name: str | os.PathLike) -> Path:
     home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{name.replace('/', '--')}"
     reference = cache / "refs" / "main"
-    snapshots = sorted(cache.glob("snapshots/*"))
-    if reference.is_file():
-        snapshots.insert(0, cache / "snapshots" / reference.read_text().strip())
-    for snapshot in snapshots:
+    newest = [cache / "snapshots" / reference.read_text().strip()] if reference.is_file() else []
+    for snapshot in (*newest, *sorted(cache.glob("snapshots/*"))):
         if _is_complete(snapshot):
             return snapshot
     snapshot = cache / "snapshots" / "main"
@@ -67,17 +65,14 @@ def _download_checkpoint(name: str, directory: Path) -> None:
         path = directory / file
         return path.is_file() or download(f"{server}/{name}/resolve/main/{file}", path)
 
-    for required in ("config.json", "spiece.model"):
-        if not fetch(required):
-            raise InputError(f"the hub has no {required} of that name.")
+    for any_of in (("config.json",), ("spiece.model",), WEIGHTS):
+        if not any(map(fetch, any_of)):
+            raise InputError(f"the hub has no {' or '.join(any_of)} of that name.")
     fetch("tokenizer_config.json")
-    weights = next((weights for weights in WEIGHTS if fetch(weights)), None)
-    if weights is None:
-        raise InputError(f"the hub has none of {', '.join(WEIGHTS)} of that name.")
-    if weights.endswith(".json"):
-        for part in sorted(set(read_index(directory / weights).values())):
-            if not fetch(part):
-                raise InputError(f"the hub lacks {part}, which {weights} lists.")
+    weights = find_weights(directory)
+    for part in sorted(set(read_index(weights).values())) if weights.suffix == ".json" else ():
+        if not fetch(part):
+            raise InputError(f"the hub lacks {part}, which {weights.name} lists.")
 
 
 def model_width(checkpoint: str) -> int | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from support import processes
-from support.batches import Group, TrainingExample, count, shares, silent
+from support.batches import Group, TrainingExample, count, shape, silent
 from support.machine import MachineSettings
 
 MAX_LEFT_OUT = 10  # gradient steps of an iteration that may be left out before the run ends
@@ -79,7 +79,7 @@ class Learner:
         self.model.train(dropout)
         self.optimizer.zero_grad(set_to_none=True)
         (num_tokens, num_examples), done = count(groups), []
-        for part in shares(groups, self.machine.micro_batch_size or len(groups)):
+        for part in processes.rounds(sorted(groups, key=shape), self.machine.micro_batch_size or len(groups)):
             tokens, examples = count(part)
             with self.model.autocast():
                 terms = loss_terms(part or groups[:1])  # a process with no groups left still takes part, with weight 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from support import processes
-from support.errors import InputError
+from support.errors import input_errors
 from support.settings import setting
 
 
@@ -39,12 +39,9 @@ def choose_device(machine: MachineSettings) -> tuple[torch.device, torch.dtype]:
     Under torchrun each process takes the GPU of its local rank. bfloat16 is chosen where the hardware multiplies in it.
     """
     name = machine.device if machine.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    try:
+    with input_errors(f"--device {name} cannot be used here", "try --device cpu.", RuntimeError, AssertionError):
         device = torch.device(f"cuda:{processes.local_rank()}" if name == "cuda" else name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name} cannot be used here ({reason}); try --device cpu.") from error
     native = torch.cpu.get_capabilities()
     has_bfloat16 = native.get("amx_bf16") or native.get("avx512_bf16")
     if device.type == "cuda":

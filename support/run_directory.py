@@ -9,11 +9,10 @@ state.pt        what it takes to resume: weights, optimizer, schedule, replay se
 .lock           number of the process that writes, locked by it; the lock ends with the process, however that ends
 """
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
 from importlib.metadata import version
@@ -22,12 +21,12 @@ from typing import Any, TextIO
 
 import torch
 
-from support import REPOSITORY, processes, signals
+from support import REPOSITORY, processes
 from support.batches import TrainingExample
 from support.checkpoint_files import load_pickle
-from support.errors import InputError
-from support.files import read_json, replacing, write_file, write_json
-from support.locks import lock
+from support.errors import InputError, input_errors
+from support.exits import deferred
+from support.files import lock, read_json, read_lines, replacing, write_json, write_lines
 from support.machine import FIXED, MachineSettings
 from support.settings import flag
 
@@ -41,25 +40,21 @@ def check_run(out: Path, config: dict[str, dict], resume: bool) -> bool:
 
     config: "run" and "settings", each a dictionary of values.
     """
-    path = out / "config.json"
-    if not os.path.exists(path) and not os.path.exists(out / "state.pt"):
+    if not any(os.path.exists(out / name) for name in ("config.json", "state.pt")):
         return False
     if not resume:
         raise InputError(f"{out} already holds a run; add --resume to continue it, or choose another --out.")
     try:
-        there = read_json(path)
+        there = read_json(out / "config.json")
         before = dict(there["run"]) | dict(there["settings"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{out} cannot be resumed: its config.json is missing or damaged; use another --out."
         ) from error
-    changes = [
-        f"{flag(name)} {before.get(name)}, not {value}"
-        for name, value in (config["run"] | config["settings"]).items()
-        if name not in MAY_CHANGE and before.get(name) != value
-    ]
-    if changes:
-        raise InputError(f"{out} was started with {'; '.join(changes)}; choose another --out.")
+    wanted = {name: value for name, value in (config["run"] | config["settings"]).items() if name not in MAY_CHANGE}
+    if changes := [name for name, value in wanted.items() if before.get(name) != value]:
+        changed = "; ".join(f"{flag(name)} {before.get(name)}, not {wanted[name]}" for name in changes)
+        raise InputError(f"{out} was started with {changed}; choose another --out.")
     return True
 
 
@@ -72,26 +67,20 @@ def open_run(out: Path, config: dict[str, dict], resume: bool) -> TextIO | None:
 
     def take() -> None:
         nonlocal file
-        try:
+        with input_errors(f"{out} cannot be written", "choose another --out.", OSError):
             out.mkdir(parents=True, exist_ok=True)
             file = (out / ".lock").open("a+")
-            lock_or_refuse(file, out)
+            file.seek(0)
+            if lock(file) is False:
+                number = file.read(20).strip()
+                raise InputError(f"{out} is in use by process {number}; let it end, or choose another --out.")
+            file.truncate()
+            print(os.getpid(), file=file, flush=True)
             if not check_run(out, config, resume):
                 write_json(out / "config.json", config | environment())
-        except OSError as error:
-            raise InputError(f"{out} cannot be written ({error.strerror}); choose another --out.") from error
 
     processes.from_first(take)
     return file
-
-
-def lock_or_refuse(file: TextIO, out: Path) -> None:
-    """Lock the file for this process and write its number there."""
-    file.seek(0)
-    if lock(file) is False:
-        raise InputError(f"{out} is in use by process {file.read(20).strip()}; let it end, or choose another --out.")
-    file.truncate()
-    print(os.getpid(), file=file, flush=True)
 
 
 def restore(out: Path, parts: dict[str, Any]) -> list[dict]:
@@ -99,25 +88,21 @@ def restore(out: Path, parts: dict[str, Any]) -> list[dict]:
     path = out / "state.pt"
     if not processes.from_first(path.exists):
         return []
-    try:
+    remedy = "it is damaged or of another version."
+    with input_errors(f"{path} cannot be resumed from", remedy, Exception):  # as a damaged file can raise anything
         state = load_pickle(path, check_sums=processes.rank() == 0)
         for name, part in parts.items():
             if not all(tensor.isfinite().all() for tensor in _tensors(state[name])):
                 raise ValueError(f"{name} holds numbers that are not finite")
             processes.load_state(part, state[name])
         return list(state["lines"])
-    except Exception as error:  # a damaged file can raise anything
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path} cannot be resumed from ({reason}); it is damaged or of another version.") from error
 
 
-def _tensors(state: Any) -> Iterator[torch.Tensor]:
+def _tensors(state: Any) -> list[torch.Tensor]:
     """All tensors in nested dictionaries."""
-    if torch.is_tensor(state):
-        yield state
-    elif isinstance(state, dict):
-        for value in state.values():
-            yield from _tensors(value)
+    if isinstance(state, dict):
+        return [tensor for value in state.values() for tensor in _tensors(value)]
+    return [state] if torch.is_tensor(state) else []
 
 
 def environment() -> dict[str, Any]:
@@ -132,7 +117,7 @@ def environment() -> dict[str, Any]:
 
 def save_iteration(
     out: Path,
-    parts: dict[str, Any],
+    parts: dict,
     save_model: Callable[[dict], None],
     lines: list[dict],
     samples: list[dict],
@@ -148,8 +133,10 @@ def save_iteration(
     if processes.rank() > 0:
         return
     try:
-        with signals.deferred():
-            write_samples(out / "samples.jsonl", samples, iteration)
+        with deferred():
+            # in place of what a killed run has left of this iteration
+            earlier = [sample for sample in read_lines(out / "samples.jsonl") if sample["iteration"] < iteration]
+            write_lines(out / "samples.jsonl", earlier + samples)
             write_lines(out / "answers.jsonl", answers)
             write_lines(out / "metrics.jsonl", lines)
             save_model(states["model"])
@@ -162,17 +149,6 @@ def save_iteration(
             f"{out}: iteration {iteration} could not be saved ({getattr(cause, 'strerror', None) or cause}), and what was "
             f"saved before is as it was; once that is fixed, --resume continues from there."
         ) from error
-
-
-def write_samples(path: Path, samples: list[dict], iteration: int) -> None:
-    """Add the samples of an iteration to a file, in place of what a killed run has left of it."""
-    earlier = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    write_lines(path, [sample for sample in earlier if sample["iteration"] < iteration] + samples)
-
-
-def write_lines(path: Path, values: list[dict]) -> None:
-    """Write a JSON object per line."""
-    write_file(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode())
 
 
 def readable(examples: list[TrainingExample], iteration: int, decode: Callable[[tuple[int, ...]], str]) -> list[dict]:

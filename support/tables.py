@@ -78,20 +78,26 @@ def progress_line(line: dict) -> str:
 
 def before_and_after(first: dict, last: dict) -> str:
     """Accuracies per task in %: before, after, and the three shares after when asked for a wrong answer."""
-    rows = [("", *AFTER)]
+    rows = []
     for task, after in last["tasks"].items():
-        before = first["tasks"][task]["correct"]
-        shares = (before, *(after[key] for key in ("correct", "wrong", "obeyed", "malformed")))
-        rows.append((task, *map(percent, shares)))
-    width = max(len(task) for task, *_ in rows)
+        shares = (after[key] for key in ("correct", "wrong", "obeyed", "malformed"))
+        rows.append((task, *map(percent, (first["tasks"][task]["correct"], *shares))))
     n = min(after["n"] for after in last["tasks"].values())
     low, high = wilson(0.5, n)
-    return "\n".join(
-        [f"{'':{width}}  asked for the correct / a wrong answer"]
-        + [f"{task:{width}}  " + " ".join(f"{cell:>{len(name)}}" for cell, name in zip(cells, AFTER, strict=True))
-           for task, *cells in rows]
-        + [f"{n} questions: 95 % intervals reach {50 * (high - low):.0f} points to either side, less near 0 and 100"]
-    )  # fmt: skip
+    return (
+        f"{'':{max(map(len, last['tasks']))}}  asked for the correct / a wrong answer\n{aligned(AFTER, rows)}\n"
+        f"{n} questions: 95 % intervals reach {50 * (high - low):.0f} points to either side, less near 0 and 100"
+    )
+
+
+def aligned(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Rows under a header, which lacks the first cell, a label."""
+    width = max(len(label) for label, *_ in rows)
+    lines = [
+        f"{label:{width}}  " + " ".join(f"{cell:>{len(name)}}" for cell, name in zip(cells, header, strict=False))
+        for label, *cells in [("", *header), *rows]
+    ]
+    return "\n".join(map(str.rstrip, lines))
 
 
 def percent(share: float | None) -> str:

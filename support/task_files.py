@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from support.downloads import download
-from support.errors import InputError
+from support.errors import InputError, input_errors
 
 # Directory under benchmark_tasks -> SHA-256 of the official task.json in it.
 SHA256 = {
@@ -55,15 +55,12 @@ def official(task: str) -> Path:
 
 def read(path: Path) -> list[dict]:
     """The entries of a task file, checked, each together with the prefixes that the file states once."""
-    try:
-        size = path.stat().st_size
-        content = json.loads(path.read_text("utf-8")) if size <= MAX_BYTES else None
-    except OSError as error:
-        raise InputError(f'cannot read {path} ({error.strerror}): name another directory, or "official"') from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON in UTF-8 ({type(error).__name__}): fetch the file again") from error
-    if size > MAX_BYTES:
-        raise InputError(f"{path} is too large for a task file (over {MAX_BYTES // 10**6} MB): fetch the file again")
+    with input_errors(f"cannot read {path}", 'name another directory, or "official"', OSError):
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} is too large for a task file (over {MAX_BYTES // 10**6} MB): fetch it again")
+        data = path.read_bytes()
+    with input_errors(f"{path}: not JSON in UTF-8", "fetch the file again", ValueError, RecursionError):
+        content = json.loads(data.decode())
     if not isinstance(content, dict) or not isinstance(content.get("examples"), list) or not content["examples"]:
         raise InputError(f'{path} has no list of "examples": put a BIG-bench task file there')
     prefixes = {field: content[field] for field in ("task_prefix", "example_input_prefix") if field in content}
@@ -95,12 +92,10 @@ def _problem(entry: object) -> str:
         good = targets and all(_is_text(target) for target in targets)
         return "" if good else '"target" is neither a short text nor a list of them: write the right answer there'
     scores = entry["target_scores"]
-    if isinstance(scores, dict) and len(scores) > MAX_OPTIONS:
-        return f'"target_scores" has {len(scores)} options: leave at most {MAX_OPTIONS}'
-    if not isinstance(scores, dict) or not all(_is_text(option) for option in scores):
+    if not isinstance(scores, dict) or not (len(scores) > MAX_OPTIONS or all(map(_is_text, scores))):
         return '"target_scores" is not an object of options with scores: write {"option": 1, "other option": 0}'
+    if len(scores) > MAX_OPTIONS or len(entry["input"]) + sum(map(len, scores)) > MAX_LENGTH:
+        return f"it has more than {MAX_OPTIONS} options, or {MAX_LENGTH} characters: shorten it"
     if not all(isinstance(score, int | float) for score in scores.values()):
         return '"target_scores" has a score that is not a number: write 1 for right and 0 for wrong'
-    if len(entry["input"]) + sum(map(len, scores)) > MAX_LENGTH:
-        return f"question and options have more than {MAX_LENGTH} characters: shorten them"
     return "" if 1 in scores.values() else '"target_scores" has no right option: give it the score 1'

@@ -5,14 +5,14 @@ sums checked. Tests that need them are skipped where they are missing, and fail 
 of reliability long; only then are results written.
 """
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 
-from support import downloads, run_directory, task_files
+from support import downloads, task_files
 from support.errors import InputError
+from support.files import read_lines, write_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 SPIECE = ROOT / "checkpoints" / "t5-mini" / "spiece.model"  # a vocabulary of 2,048 tokens without sentinels
@@ -62,5 +62,5 @@ def record(what: str, **measured) -> None:
     """Write a line of results/reliability.jsonl, in place of an earlier one about the same."""
     if THOROUGH:
         path = ROOT / "results" / "reliability.jsonl"
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-        run_directory.write_lines(path, [line for line in lines if line["what"] != what] + [{"what": what, **measured}])
+        lines = [line for line in read_lines(path) if line["what"] != what]
+        write_lines(path, [*lines, {"what": what, **measured}])

@@ -9,6 +9,7 @@ import pytest
 from experiments import bench, bench_systems
 from experiments.bench_systems import SHAPES, WORK, Job
 from support import REPOSITORY
+from support.files import read_lines
 
 SMALL = {"shape": "mini", "dtype": "float32", "questions": 3}
 
@@ -68,7 +69,7 @@ def test_the_command_writes_rows_and_resumes(tmp_path, capsys):
 
 
 def test_the_measurements_in_the_repository_are_readable():
-    lines = bench.read(REPOSITORY / "results" / "bench.jsonl")
+    lines = read_lines(REPOSITORY / "results" / "bench.jsonl")
     assert {line["row"] for line in lines} <= set(bench.comparisons() | bench.growth())
     assert bench.tables(lines).count("\n") > len(lines)
 

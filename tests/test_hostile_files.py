@@ -28,7 +28,7 @@ from feedback import is_correct, judge
 from hir import CORRECT, WRONG
 from model_t5 import load_checkpoint, save_checkpoint
 from support import checkpoint_files, files, run_directory
-from support.batches import forward_tokens, group_by
+from support.batches import forward_tokens, make_groups
 from support.errors import InputError
 from tests.conftest import THOROUGH, record
 from tests.test_reliability import write_model
@@ -516,7 +516,7 @@ def test_any_output_is_judged_and_relabeled(forms, outcomes, data):
         relabeled = hir.relabel([sample], tokenizer, hir.Settings(sub_output=sub_output), random.Random(0))
         assert all(0 <= e.start <= e.compared < len(e.output) for e in relabeled)
         assert relabeled[0].instruction == (CORRECT if sample.verdict == "right" else WRONG)
-        groups = group_by(relabeled, key=lambda e: (e.question, e.encoder_prefix))
+        groups = make_groups(relabeled)
         forward_tokens(model, tokenizer, hir.prompt, groups, (CORRECT, WRONG))
     outcomes["outputs_judged"] += 1
 

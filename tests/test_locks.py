@@ -4,15 +4,14 @@ import os
 import subprocess
 import sys
 
-from support.files import write_file
-from support.locks import lock
+from support.files import lock, write_file
 from tests.conftest import ROOT
 
 WITHOUT_FCNTL = """
 import sys
 sys.modules["fcntl"] = None  # importing it fails, as it does where there is no POSIX
 import train
-from support.locks import lock
+from support.files import lock
 assert lock(open(train.__file__)) is None
 sys.exit(train.main(sys.argv[1:]))
 """

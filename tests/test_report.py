@@ -11,6 +11,7 @@ import pytest
 import train
 from bigbench_tasks import TASKS, expand
 from experiments import report, results
+from support.files import read_lines
 
 LD3, TRACKING = report.ABLATED
 
@@ -152,7 +153,7 @@ def test_missing_runs_are_made_once(tmp_path, monkeypatch, capsys):
     result = results.read_result(stored)
     assert result.config["run"]["method"] == "farl" and [line["iteration"] for line in result.lines] == [0, 1]
     for asked, key in (("correct", "correct"), ("wrong", "wrong")):
-        letters = result.verdicts["geometric_shapes"][asked]
+        letters = read_lines(stored)[-1]["verdicts"]["geometric_shapes"][asked]
         assert len(letters) == 4 and letters.count("r") / 4 == result.value(key)
     assert rows_of(tmp_path / "results", "Table 2: all tasks")["geometric_shapes"][4] != "–"
     monkeypatch.setattr(results.subprocess, "run", lambda *_, **__: pytest.fail("a finished run was made again"))

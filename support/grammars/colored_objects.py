@@ -3,18 +3,11 @@
 Steps write down the things that matter, in order, with a count where one is asked for.
 """
 
-from itertools import accumulate, permutations, product
+from itertools import permutations, product
 
-from support.grammars.common import NUMBER, a, balanced, counted, join, names, plural, scores
+from support.grammars.common import LISTS, NUMBER, a, balanced, counted, growing, join, plural, scores
 
-HUES = names("red orange yellow green blue purple pink brown black white gray")  # of balls and books in other tasks
-COLORS = names("""red orange yellow green blue brown magenta fuchsia mauve teal turquoise burgundy silver gold black
-    grey purple pink""")
-ITEMS = names(
-    "keychain, textbook, paperclip, puzzle, plate, notebook, pencil, bracelet, scrunchiephone charger, teddy bear, "
-    "dog leash, envelope, pair of sunglasses, pen, stress ball, cat toy, fidget spinner, crayon, sheet of paper, mug, "
-    "booklet, necklace, jug, cup"
-)
+COLORS, ITEMS = LISTS["colors"], LISTS["items"]
 Things = list[tuple[str, str]]  # (color, item), from left to right where they are a row
 
 
@@ -23,35 +16,19 @@ def write(things: Things) -> str:
     return ", ".join(map(" ".join, things))
 
 
-def growing(things: Things, holds) -> tuple[int, str]:
-    """How many of the things have a color that fulfils a condition, and the steps: `red yes one, blue no one`."""
-    sums = [0, *accumulate(int(holds(color)) for color, _ in things)]
-    held = zip(things, sums[1:], strict=True)
-    steps = [f"{color} {'yes' if holds(color) else 'no'} {NUMBER[total]}" for (color, _), total in held]
-    return sums[-1], ", ".join(steps) or NUMBER[0]
-
-
-def about_colors(things: Things) -> dict:
-    """The color of a thing."""
-    return {f"What color is the {item}?": (color, f"{color} {item}") for color, item in things}
-
-
-def yes_or_no(things: Things) -> dict:
-    """Whether a thing has this color."""
-    return {
-        f"Is the {item} {asked}?": ("yes" if asked == color else "no", f"{asked}? {color} {item}")
-        for color, item in things
-        for asked in COLORS
-    }
+def count_colors(things: Things, holds) -> tuple[int, str]:
+    """How many of the things have a color that fulfils a condition, and the steps."""
+    number, steps = growing([(color, 1, holds(color)) for color, _ in things])
+    return number, steps or NUMBER[0]
 
 
 def about_neither(rng, things: Things, noun: str) -> dict:
     """How many things have neither of two colors."""
-    pairs = permutations([*(color for color, _ in things), *rng.sample(COLORS, 4)], 2)
     questions = {}
-    for one, two in pairs:
-        number, steps = growing(things, lambda color, pair=(one, two): color not in pair)
-        questions[f"How many {noun}s are neither {one} nor {two}?"] = (number, f"not {one}, not {two}: {steps}")
+    for pair in permutations([*(color for color, _ in things), *rng.sample(COLORS, 4)], 2):
+        number, steps = count_colors(things, lambda color, pair=pair: color not in pair)
+        question = "How many {}s are neither {} nor {}?".format(noun, *pair)
+        questions[question] = (number, "not {}, not {}: {}".format(*pair, steps))
     return questions
 
 
@@ -61,24 +38,23 @@ def about_a_row(topic: str, things: Things, noun: str) -> dict:
     if topic == "end" or last == 0:
         ends = (("left", things[0]), ("right", things[-1]))
         return {f"What is the color of the {end}-most {noun}?": (thing[0], write([thing])) for end, thing in ends}
-    for i, (color, item) in enumerate(things):
-        for it in (item, f"{color} {noun}"):
-            if topic == "beside" and i > 0:  # from the left up to it, and the one before
-                steps = f"{write(things[: i + 1])}; {write([things[i - 1]])}"
-                questions[f"{what} directly to the left of the {it}?"] = (things[i - 1][0], steps)
-            if topic == "beside" and i < last:
-                steps = f"{write(things[i : i + 2])}"
-                questions[f"{what} directly to the right of the {it}?"] = (things[i + 1][0], steps)
-            if topic == "furthest" and 2 * i != last:  # from the middle, both ends are equally far
-                far = things[-1] if 2 * i < last else things[0]
-                row = ", ".join(f"{NUMBER[n]} {' '.join(thing)}" for n, thing in enumerate(things, start=1))
-                steps = f"{row}; {NUMBER[i + 1]} of {NUMBER[last + 1]}; {write([far])}"
-                questions[f"{what} furthest from the {it}?"] = (far[0], steps)
-            for end, part in (("left", things[:i]), ("right", things[i + 1 :])) if topic == "non" else ():
-                for asked, _ in things:
-                    question = f"How many non-{asked} {noun}s do you see to the {end} of the {it}?"
-                    number, steps = growing(part, lambda c, asked=asked: c != asked)
-                    questions[question] = (number, f"not {asked}, {end} of {color} {item}: {steps}")
+    row = ", ".join(f"{NUMBER[n]} {' '.join(thing)}" for n, thing in enumerate(things, start=1))
+    for (i, (color, item)), named in product(enumerate(things), ("item", "color")):
+        it = item if named == "item" else f"{color} {noun}"
+        if topic == "beside" and i > 0:  # from the left up to it, and the one before
+            steps = f"{write(things[: i + 1])}; {write([things[i - 1]])}"
+            questions[f"{what} directly to the left of the {it}?"] = (things[i - 1][0], steps)
+        if topic == "beside" and i < last:
+            questions[f"{what} directly to the right of the {it}?"] = (things[i + 1][0], write(things[i : i + 2]))
+        if topic == "furthest" and 2 * i != last:  # from the middle, both ends are equally far
+            far = things[-1] if 2 * i < last else things[0]
+            steps = f"{row}; {NUMBER[i + 1]} of {NUMBER[last + 1]}; {write([far])}"
+            questions[f"{what} furthest from the {it}?"] = (far[0], steps)
+        sides = (("left", things[:i]), ("right", things[i + 1 :])) if topic == "non" else ()
+        for (end, part), (asked, _) in product(sides, things):
+            number, steps = count_colors(part, lambda c, asked=asked: c != asked)
+            question = f"How many non-{asked} {noun}s do you see to the {end} of the {it}?"
+            questions[question] = (number, f"not {asked}, {end} of {color} {item}: {steps}")
     return questions
 
 
@@ -88,29 +64,27 @@ def about_what_remains(rng, surface: str, count: dict[tuple, int], noun: str) ->
     absent = rng.choice(COLORS)  # taken away without effect, most times
     for color, item in count:
         kind = plural(item)
-        of_color = {pair: n for pair, n in count.items() if pair[0] == color}
-        questions[ask.format(kind, f"{color} {noun}s")] = remaining(of_color, kind, lambda pair, i=item: pair[1] == i)
-        of_kind = {pair: n for pair, n in count.items() if pair[1] == item}
+        questions[ask.format(kind, f"{color} {noun}s")] = remaining(count, (color, None), (None, item), kind)
         for gone in (color, absent):
-            steps = remaining(of_kind, gone, lambda pair, gone=gone: pair[0] == gone)
-            questions[ask.format(f"{gone} {noun}s", kind)] = steps
+            questions[ask.format(f"{gone} {noun}s", kind)] = remaining(count, (None, item), (gone, None), gone)
     return questions
 
 
-def remaining(count: dict[tuple, int], gone: str, removed) -> tuple[int, str]:
-    """How many are not removed, and the steps: `not cups: two red cups no zero, three red pens yes three`."""
-    sums = [0, *accumulate(0 if removed(pair) else n for pair, n in count.items())]
-    steps = [
-        f"{counted(n, ' '.join(pair))} {'no' if removed(pair) else 'yes'} {NUMBER[total]}"
-        for (pair, n), total in zip(count.items(), sums[1:], strict=True)
-    ]
-    return sums[-1], f"not {gone}: {', '.join(steps)}"
+def remaining(count: dict[tuple, int], asked: tuple, removed: tuple, gone: str) -> tuple[int, str]:
+    """How many of those asked about are not removed: `not cups: two red cups no zero, three red pens yes three`.
+
+    asked, removed: a color or an item, the other being None.
+    """
+    matching = [(pair, n) for pair, n in count.items() if pair[0] == asked[0] or pair[1] == asked[1]]
+    parts = [(counted(n, " ".join(p)), n, p[0] != removed[0] and p[1] != removed[1]) for p, n in matching]
+    number, steps = growing(parts)
+    return number, f"not {gone}: {steps}"
 
 
 def reasoning_about_colored_objects(rng, level: float | None) -> dict:
     """Colored things on a surface, in a row or not."""
-    surface, noun = rng.choice(names("desk table floor nightstand")), rng.choice(names("thing item object"))
-    topic = rng.choice(names("color yes/no neither end beside furthest non remove remove"))
+    surface, noun = rng.choice("desk table floor nightstand".split()), rng.choice("thing item object".split())
+    topic = rng.choice("color yes/no neither end beside furthest non remove remove".split())
     size = rng.randint(2 if level is None else 1, 6)
     things = list(zip(rng.sample(COLORS, size), rng.sample(ITEMS, size), strict=True))
     see, most = rng.choice(("you see", "I see", "there is")), 6 if level is None else size
@@ -121,8 +95,13 @@ def reasoning_about_colored_objects(rng, level: float | None) -> dict:
         count = {pair: rng.randint(1, 3) for pair in rng.sample(pairs, min(len(pairs), 2 * size))}
         rows = [counted(n, " ".join(pair)) for pair, n in count.items()]
         questions = about_what_remains(rng, surface, count, noun)
-    elif topic in ("color", "yes/no"):
-        questions = about_colors(things) if topic == "color" else yes_or_no(things)
+    elif topic == "color":
+        questions = {f"What color is the {item}?": (color, f"{color} {item}") for color, item in things}
+    elif topic == "yes/no":
+        questions = {
+            f"Is the {item} {asked}?": ("yes" if asked == color else "no", f"{asked}? {color} {item}")
+            for (color, item), asked in product(things, COLORS)
+        }
     elif topic == "neither":
         questions = about_neither(rng, things, noun)
     else:

@@ -1,14 +1,12 @@
-"""What several grammars share: numbers in words, articles, lists, and the option that is right."""
+"""What several grammars share: lists of words (lists.txt), numbers in words, articles, and the option that is right."""
+
+from pathlib import Path
 
 from support.number_words import NUMBER_WORDS as NUMBER
 
-
-def names(text: str) -> list[str]:
-    """The entries of a list that is written with commas or, without any, with spaces."""
-    return text.split(", " if "," in text else None)
-
-
-NTH = names("zeroth first second third fourth fifth sixth seventh eighth ninth")
+NTH = "zeroth first second third fourth fifth sixth seventh eighth ninth".split()
+LISTS = dict(line.split(": ") for line in Path(__file__).with_name("lists.txt").read_text("utf-8").splitlines())
+LISTS = {name: entries.split(", ") for name, entries in LISTS.items()}  # the things that questions are about
 
 
 def a(noun: str) -> str:
@@ -33,6 +31,15 @@ def plural(noun: str) -> str:
 def counted(number: int, noun: str) -> str:
     """The number in words, and as many of them."""
     return f"{NUMBER[number]} {noun if number == 1 else plural(noun)}"
+
+
+def growing(parts: list[tuple[str, int, bool]]) -> tuple[int, str]:
+    """Sum up what counts of some (text, number, counts), and the steps: `red yes one, blue no one`."""
+    total, steps = 0, []
+    for text, number, counts in parts:
+        total += number * counts
+        steps.append(f"{text} {'yes' if counts else 'no'} {NUMBER[total]}")
+    return total, ", ".join(steps)
 
 
 def scores(options, *right) -> dict[str, int]:

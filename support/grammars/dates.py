@@ -5,11 +5,10 @@ steps: `04/30/2021, +01: 31-30=01, today is 05/01/2021, -10: 01+30=31-10=21, 04/
 """
 
 from calendar import monthrange
-from datetime import date
+from datetime import date, timedelta
 
-from support.grammars.common import NTH, names, scores
+from support.grammars.common import NTH, NUMBER, scores
 
-NUMBERS = names("zero one two three four five six seven eight nine ten")
 TH = {1: "st", 2: "nd", 3: "rd", 21: "st", 22: "nd", 23: "rd", 31: "st"}
 
 
@@ -20,26 +19,23 @@ def length(year: int, month: int) -> int:
 
 def move(day: date, years: int = 0, months: int = 0, days: int = 0) -> tuple[date, str]:
     """Another day, and the steps that lead there; ValueError where there is none, such as a month after January 31."""
+    year, month, number = day.year, day.month, day.day + days
     if years or months:
-        year, month = divmod(day.year * 12 + day.month - 1 + months, 12)
-        return day.replace(
-            year=year + years, month=month + 1
-        ), f"{years:+03} years" if years else f"{months:+03} months"
-    year, month, number, work = day.year, day.month, day.day, []
+        year, month = divmod(12 * (day.year + years) + day.month - 1 + months, 12)
+        return day.replace(year=year, month=month + 1), f"{years:+03} years" if years else f"{months:+03} months"
     if days < 0:
+        work, number = "", day.day
         while number + days < 1:  # borrow the month before
             year, month = (year, month - 1) if month > 1 else (year - 1, 12)
-            work.append(f"{number:02}+{length(year, month)}=")
+            work += f"{number:02}+{length(year, month)}="
             number += length(year, month)
-        work.append(f"{number:02}-{-days:02}={number + days:02}")
-        return date(year, month, number + days), f"{days:+03}: {''.join(work)}"
-    number += days
-    text = f"{day.day:02}+{days:02}={number:02}"
+        return date(year, month, number + days), f"{days:+03}: {work}{number:02}-{-days:02}={number + days:02}"
+    work = f"{day.day:02}+{days:02}={number:02}"
     while number > length(year, month):
         number -= length(year, month)
-        text += f"-{length(year, month)}={number:02}"
+        work += f"-{length(year, month)}={number:02}"
         year, month = (year, month + 1) if month < 12 else (year + 1, 1)
-    return date(year, month, number), f"{days:+03}: {text}"
+    return date(year, month, number), f"{days:+03}: {work}"
 
 
 def month_end(day: date) -> date:
@@ -48,59 +44,50 @@ def month_end(day: date) -> date:
 
 
 # fmt: off
-# Ways to say what day today is, the plain ones first. From a day d, also written as 5/4/2004 (us) and Jun 1, 2021
-# (mdy), and a number n between 2 and 9, each makes a text, the day that it names, and how far today is from that.
+# Ways to say what day today is, the plain ones first: the text about a day d and a number n (see `date_understanding`),
+# how far today is from the day that the text names, and that day if it is not d.
 TODAYS = [
-    lambda d, n, us, mdy: (f"Today is {mdy}.", d, {}),
-    lambda d, n, us, mdy: (f"It is {us} today.", d, {}),
-    lambda d, n, us, mdy: (f"Yesterday was {d:%B} {d.day}, {d.year}.", d, {"days": 1}),
-    lambda d, n, us, mdy: (f"Tomorrow is {us}.", d, {"days": -1}),
-    lambda d, n, us, mdy: (f"Today, {us}, is a day that we will never forget.", d, {}),
-    lambda d, n, us, mdy: (f"Today is the first day of {d.year}.", date(d.year, 1, 1), {}),
-    lambda d, n, us, mdy: (f"This is the last day of {d.year}.", date(d.year, 12, 31), {}),
-    lambda d, n, us, mdy: (f"The day before yesterday was {us}.", d, {"days": 2}),
-    lambda d, n, us, mdy: (f"Jane booked a flight for tomorrow, {mdy}.", d, {"days": -1}),
-    lambda d, n, us, mdy: (f"Jane scheduled {n} appointments with {n + 1} people for tomorrow ({d:%a}, {us}).", d,
-                           {"days": -1}),
-    lambda d, n, us, mdy: (f"Yesterday, {mdy}, Jane ate 2 pizzas and {n} wings.", d, {"days": 1}),
-    lambda d, n, us, mdy: (f"The current local time is {n}:02 pm of {us}.", d, {}),
-    lambda d, n, us, mdy: (f"Today is {mdy}. Jane's appointment will be {n} days later.", d, {}),
-    lambda d, n, us, mdy: (f"The deadline is {mdy}, which is {n} days away from now.", d, {"days": -n}),
-    lambda d, n, us, mdy: (f"It was {mdy.replace(',', TH.get(d.day, 'th') + ',')} a week ago.", d, {"days": 7}),
-    lambda d, n, us, mdy: (f"Today's meeting is rescheduled to {n} am tomorrow, {us}.", d, {"days": -1}),
-    lambda d, n, us, mdy: (f"The concert was scheduled to be on {d:%m/%d/%Y}, but was delayed by one day to today.", d,
-                           {"days": 1}),
-    lambda d, n, us, mdy: (f"Today is {d.month}/{d.day}. Jane is watching NFL {d.year}.", d, {}),
-    lambda d, n, us, mdy: (f"Today is {d.month}/{d.day}, and it is Jane's {NTH[n]} time in the year {d.year} to see a "
-                           "meteor shower.", d, {}),
-    lambda d, n, us, mdy: (f"{d.year} is coming in {n} days.", date(d.year, 1, 1), {"days": -n}),
-    lambda d, n, us, mdy: (f"Today is Christmas Eve of {d.year}.", date(d.year, 12, 24), {}),
-    lambda d, n, us, mdy: (f"Jane is celebrating the last day of {d:%b} {d.year}.", month_end(d), {}),
-    lambda d, n, us, mdy: (f"Today is the {NTH[n]} day of the {NTH[d.month % 9 + 1]} month of {d.year}.",
-                           date(d.year, d.month % 9 + 1, n), {}),
-    lambda d, n, us, mdy: (f"Today is the last day of the first quarter of {d.year}.", date(d.year, 3, 31), {}),
-    lambda d, n, us, mdy: (f"Jane quit her job on {mdy}. {n * 6} days have passed since then.", d, {"days": n * 6}),
-    lambda d, n, us, mdy: (f"On {mdy.replace(',', TH.get(d.day, 'th') + ',')} Jane bought {n * 5} eggs. She ate one per "
-                           "day. Today she ran out of eggs.", d, {"days": n * 5}),
-    lambda d, n, us, mdy: (f"{mdy} is like yesterday to Jane, but that is actually {NUMBERS[n + 1]} years ago.", d,
-                           {"years": n + 1}),
-    lambda d, n, us, mdy: (f"Jane and John married on {mdy}. It is their {n}-year anniversary today.", d, {"years": n}),
-    lambda d, n, us, mdy: (f"Jane and John married on {mdy}. Today is their golden wedding anniversary.", d,
-                           {"years": 50}),
-    lambda d, n, us, mdy: (f"Jane was born on the last day of {d:%B} in {d.year}. Today is her {4 * n}-year-old "
-                           "birthday.", month_end(d), {"years": 4 * n}),
-    lambda d, n, us, mdy: (f"Jane got her job in {d.year}. Today is her {n}-year work anniversary. She still remembers "
-                           f"that on {d:%b} {d.day}, her second day at work, she spilled coffee on her laptop.",
-                           move(d, days=-1)[0], {"years": n}),
-    lambda d, n, us, mdy: (f"Jane visits the bookstore on the {d.day}{TH.get(d.day, 'th')} of each month starting from "
-                           f"the {d:%B} of {d.year}. It is her {n}{TH.get(n, 'th')} visit to the bookstore today.", d,
-                           {"months": n - 1}),
-    lambda d, n, us, mdy: ("In the UK, people usually put the day before the month when formatting the date. "
-                           f"Therefore, today is {d:%d/%m/%Y} to them.", d, {}),
-    lambda d, n, us, mdy: (f"Jane thinks today is {us}, but John thinks today is {d.month}/{d.day + 1}/{d.year}. "
-                           f"{('Jane', 'John')[n % 2]} is correct.", d.replace(day=d.day + n % 2), {}),
-    lambda d, n, us, mdy: (f"Jane thought today is {us}, but today is in fact {d:%b} {d.day + 1}, which is 1 day later.",
-                           d, {"days": 1}),
+    ("Today is {mdy}.", {}),
+    ("It is {us} today.", {}),
+    ("Yesterday was {d:%B} {d.day}, {d.year}.", {"days": 1}),
+    ("Tomorrow is {us}.", {"days": -1}),
+    ("Today, {us}, is a day that we will never forget.", {}),
+    ("Today is the first day of {d.year}.", {}, lambda d, n: date(d.year, 1, 1)),
+    ("This is the last day of {d.year}.", {}, lambda d, n: date(d.year, 12, 31)),
+    ("The day before yesterday was {us}.", {"days": 2}),
+    ("Jane booked a flight for tomorrow, {mdy}.", {"days": -1}),
+    ("Jane scheduled {n} appointments with {more} people for tomorrow ({d:%a}, {us}).", {"days": -1}),
+    ("Yesterday, {mdy}, Jane ate 2 pizzas and {n} wings.", {"days": 1}),
+    ("The current local time is {n}:02 pm of {us}.", {}),
+    ("Today is {mdy}. Jane's appointment will be {n} days later.", {}),
+    ("The deadline is {mdy}, which is {n} days away from now.", lambda n: {"days": -n}),
+    ("It was {d:%b} {day}, {d.year} a week ago.", {"days": 7}),
+    ("Today's meeting is rescheduled to {n} am tomorrow, {us}.", {"days": -1}),
+    ("The concert was scheduled to be on {d:%m/%d/%Y}, but was delayed by one day to today.", {"days": 1}),
+    ("Today is {d.month}/{d.day}. Jane is watching NFL {d.year}.", {}),
+    ("Today is {d.month}/{d.day}, and it is Jane's {nth} time in the year {d.year} to see a meteor shower.", {}),
+    ("{d.year} is coming in {n} days.", lambda n: {"days": -n}, lambda d, n: date(d.year, 1, 1)),
+    ("Today is Christmas Eve of {d.year}.", {}, lambda d, n: date(d.year, 12, 24)),
+    ("Jane is celebrating the last day of {d:%b} {d.year}.", {}, lambda d, n: month_end(d)),
+    ("Today is the {nth} day of the {month} month of {d.year}.", {}, lambda d, n: date(d.year, d.month % 9 + 1, n)),
+    ("Today is the last day of the first quarter of {d.year}.", {}, lambda d, n: date(d.year, 3, 31)),
+    ("Jane quit her job on {mdy}. {six} days have passed since then.", lambda n: {"days": 6 * n}),
+    ("On {d:%b} {day}, {d.year} Jane bought {five} eggs. She ate one per day. Today she ran out of eggs.",
+     lambda n: {"days": 5 * n}),
+    ("{mdy} is like yesterday to Jane, but that is actually {years} years ago.", lambda n: {"years": n + 1}),
+    ("Jane and John married on {mdy}. It is their {n}-year anniversary today.", lambda n: {"years": n}),
+    ("Jane and John married on {mdy}. Today is their golden wedding anniversary.", {"years": 50}),
+    ("Jane was born on the last day of {d:%B} in {d.year}. Today is her {four}-year-old birthday.",
+     lambda n: {"years": 4 * n}, lambda d, n: month_end(d)),
+    ("Jane got her job in {d.year}. Today is her {n}-year work anniversary. She still remembers that on {d:%b} {d.day}, "
+     "her second day at work, she spilled coffee on her laptop.", lambda n: {"years": n}, lambda d, n: move(d, days=-1)[0]),
+    ("Jane visits the bookstore on the {day} of each month starting from the {d:%B} of {d.year}. It is her {visit} visit "
+     "to the bookstore today.", lambda n: {"months": n - 1}),
+    ("In the UK, people usually put the day before the month when formatting the date. Therefore, today is {d:%d/%m/%Y} "
+     "to them.", {}),
+    ("Jane thinks today is {us}, but John thinks today is {d.month}/{next}/{d.year}. {who} is correct.", {},
+     lambda d, n: d.replace(day=d.day + n % 2)),
+    ("Jane thought today is {us}, but today is in fact {d:%b} {next}, which is 1 day later.", {"days": 1}),
 ]
 ASKED = {
     "today": {}, "tomorrow": {"days": 1}, "yesterday": {"days": -1}, "24 hours later": {"days": 1},
@@ -117,9 +104,7 @@ def wrong_days(rng, day: date, count: int) -> list[date]:
         near = rng.choice(days[-3:])  # were all counted from the right day, it would show as their middle
         how = rng.choice(("days", "days", "month", "year", "anything"))
         if how == "days":
-            near = date.fromordinal(
-                near.toordinal() + rng.choice((-1, 1)) * rng.choice((1, 1, 2, 3, 7, 10, rng.randint(1, 30)))
-            )
+            near += timedelta(days=rng.choice((-1, 1)) * rng.choice((1, 1, 2, 3, 7, 10, rng.randint(1, 30))))
         if how in ("month", "anything"):
             near = near.replace(month=rng.randint(1, 12), day=min(near.day, 28))
         if how in ("year", "anything"):
@@ -133,16 +118,21 @@ def date_understanding(rng, level: float | None) -> dict:
     while True:
         try:  # until every day in it exists: no February 30, and no anniversary of a February 29 in other years
             d = date(rng.randint(1900, 2030), rng.randint(1, 12), rng.randint(1, 31))
-            tell = rng.choice(TODAYS[: None if level is None else 8])
+            text, distance, *named = rng.choice(TODAYS[: None if level is None else 8])
             asked = rng.choice(list(ASKED)[: None if level is None else 3])
-            text, named, distance = tell(
-                d, rng.randint(2, 9), f"{d.month}/{d.day}/{d.year}", f"{d:%b} {d.day}, {d.year}"
-            )
+            n = rng.randint(2, 9)
+            named = named[0](d, n) if named else d
+            distance = distance(n) if callable(distance) else distance
             today, to_today = move(named, **distance) if distance else (named, "")
             answer, to_answer = move(today, **ASKED[asked]) if ASKED[asked] else (today, "")
             break
         except ValueError:
             continue
+    text = text.format(
+        d=d, n=n, us=f"{d.month}/{d.day}/{d.year}", mdy=f"{d:%b} {d.day}, {d.year}", day=f"{d.day}{TH.get(d.day, 'th')}",
+        next=d.day + 1, month=NTH[d.month % 9 + 1], nth=NTH[n], visit=f"{n}{TH.get(n, 'th')}", years=NUMBER[n + 1],
+        more=n + 1, four=4 * n, five=5 * n, six=6 * n, who=("Jane", "John")[n % 2],
+    )  # fmt: skip
     steps = f"{named:%m/%d/%Y}, {to_today}, today is {today:%m/%d/%Y}" if to_today else f"today is {today:%m/%d/%Y}"
     options = [answer, *wrong_days(rng, answer, 5 if level is None else rng.randint(1, 5))]
     dates = [f"{option:%m/%d/%Y}" for option in options]

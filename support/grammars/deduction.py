@@ -8,26 +8,22 @@ from functools import cache, reduce
 from itertools import permutations
 from operator import and_
 
-from support.grammars.colored_objects import HUES
-from support.grammars.common import NTH, NUMBER, a, join, names, scores
+from support.grammars.common import LISTS, NTH, NUMBER, a, join, scores
 
 # fmt: off
 Domain = namedtuple("Domain", "opening listed the stands places before after names")
 ROW = ("is the", ("leftmost", "{} from the left", "{} from the right", "rightmost"),
        "is to the left of", "is to the right of")
 DOMAINS = [
-    Domain("On a shelf, there are {} books", a, "the ", *ROW, [f"{hue} book" for hue in HUES]),
-    Domain("On a branch, there are {} birds", a, "the ", *ROW, names(
-        "robin, raven, crow, owl, hawk, falcon, quail, cardinal, blue jay, hummingbird, sparrow, finch")),
+    Domain("On a shelf, there are {} books", a, "the ", *ROW, [f"{hue} book" for hue in LISTS["hues"]]),
+    Domain("On a branch, there are {} birds", a, "the ", *ROW, LISTS["birds"]),
     Domain("In a golf tournament, there were {} golfers", str, "", "finished", ("first", "{}", "{}-to-last", "last"),
-        "finished above", "finished below", names("Ada Amy Ana Dan Eli Eve Joe Mel Mya Rob Ian Sue")),
+           "finished above", "finished below", LISTS["golfers"]),
     Domain("In an antique car show, there are {} vehicles", a, "the ", "is the",
-        ("newest", "{}-newest", "{}-oldest", "oldest"), "is newer than", "is older than", names("truck, bus, sedan, "
-        "minivan, tractor, convertible, limousine, hatchback, motorcycle, station wagon, coupe, van")),
+           ("newest", "{}-newest", "{}-oldest", "oldest"), "is newer than", "is older than", LISTS["vehicles"]),
     Domain("A fruit stand sells {} fruits", str, "the ", "are the",
-        ("most expensive", "{}-most expensive", "{}-cheapest", "cheapest"), "are more expensive than",
-        "are less expensive than",
-        names("apples pears plums peaches oranges kiwis mangoes loquats watermelons cantaloupes apricots lemons")),
+           ("most expensive", "{}-most expensive", "{}-cheapest", "cheapest"),
+           "are more expensive than", "are less expensive than", LISTS["sold fruits"]),
 ]
 # fmt: on
 

@@ -4,12 +4,10 @@ Steps go down the table: the values to compare and then the greatest, a count th
 before names, so that a name is looked up from its value by reading on.
 """
 
-from itertools import accumulate
+from itertools import accumulate, product
 
-from support.grammars.common import NUMBER, balanced, names, scores
+from support.grammars.common import LISTS, balanced, growing, scores
 
-PENGUINS = names("Louis Bernard Vincent Gwen James Ada Felix Hugo Iris Karl Mabel Nora Oscar Pablo Rosa Sven Tilda")
-GIRAFFES = names("Jody Gladys Marian Donna Abel Betty Cora Doris Ellen Floyd Greta Homer Ivan Kelly Leon Myra")
 COMPARED = {
     "age": ("oldest", "youngest", "older", "younger"),
     "height": ("tallest", "shortest", "taller", "shorter"),
@@ -56,43 +54,38 @@ def about_extremes(rows: list[dict], field: str, animal: str) -> dict:
 
 def about_names(rows: list[dict], animal: str) -> dict:
     """Names by their place in the table or in the alphabet, or by a value."""
-    questions = {}
+    questions, what = {}, "What is the name of the"
     in_table = [row["name"] for row in rows]
     for order, called in (("", in_table), (" sorted by alphabetic order", sorted(in_table))):
         for place, name in zip(("first", "second", "next to last", "last"), called[:2] + called[-2:], strict=True):
-            questions[f"What is the name of the {place} {animal}{order}?"] = (name, ", ".join(called))
+            questions[f"{what} {place} {animal}{order}?"] = (name, ", ".join(called))
     for row in rows:
-        old, tall = (f"{listed(rows, field)}: {listed([row], field)}" for field in ("age", "height"))
-        questions[f"What is the name of the {animal} that is {row['age']} years old?"] = (row["name"], old)
-        questions[f"What is the name of the {animal} that is {row['height']} cm tall?"] = (row["name"], tall)
-        questions[f"What is the name of the {row['height']} cm tall {animal}?"] = (row["name"], tall)
+        old, tall = ((row["name"], f"{listed(rows, field)}: {listed([row], field)}") for field in ("age", "height"))
+        questions[f"{what} {animal} that is {row['age']} years old?"] = old
+        questions[f"{what} {animal} that is {row['height']} cm tall?"] = tall
+        questions[f"{what} {row['height']} cm tall {animal}?"] = tall
     return questions
 
 
 def about_numbers(rng, rows: list[dict], animal: str, where: str) -> dict:
     """How many there are, or how many are older, younger, heavier or lighter: a count grows."""
-
-    def counting(question: str, conditions: list[tuple[str, str, int]]) -> dict:
-        tests = [(field, 1 if sign == ">" else -1, limit) for field, sign, limit in conditions]
-        holds = [all(sign * row[field] > sign * limit for field, sign, limit in tests) for row in rows]
-        sums = list(accumulate(map(int, holds)))
-        steps = []
-        for row, fits, total in zip(rows, holds, sums, strict=True):
-            compared = [f"{row[field]}{sign}{limit}" for field, sign, limit in conditions]
-            steps.append(" ".join([row["name"], *compared, "yes" if fits else "no", NUMBER[total]]))
-        return {question: (sums[-1], ", ".join(steps))} if sums[-1] else {}
-
-    questions = counting(f"How many {animal}s are {where}?", [])
-    weights = sorted(row["weight"] for row in rows)
-    for limit in range(1, 16):
-        for word, sign in (("more", ">"), ("less", "<")):
-            question = f"How many {animal}s are {word} than {limit} years old"
-            questions |= counting(f"{question}?", [("age", sign, limit)])
-            weight, (other, heavy) = rng.choice(weights), rng.choice((("more", ">"), ("less", "<")))
-            if len(rows) < 6:  # two conditions on more rows would make long steps
-                conditions = [("age", sign, limit), ("weight", heavy, weight)]
-                questions |= counting(f"{question} and weight {other} than {weight} kg?", conditions)
-    return questions
+    asked: dict[str, list[tuple]] = {f"How many {animal}s are {where}?": []}  # field, sign, limit of each condition
+    weights, signs = sorted(row["weight"] for row in rows), (("more", ">"), ("less", "<"))
+    for limit, (word, sign) in product(range(1, 16), signs):
+        question, condition = f"How many {animal}s are {word} than {limit} years old", ("age", sign, limit)
+        asked[f"{question}?"] = [condition]
+        weight, (other, heavy) = rng.choice(weights), rng.choice(signs)
+        if len(rows) < 6:  # two conditions on more rows would make long steps
+            asked[f"{question} and weight {other} than {weight} kg?"] = [condition, ("weight", heavy, weight)]
+    questions = {}
+    for question, conditions in asked.items():
+        parts = []
+        for row in rows:
+            compared = " ".join([row["name"], *(f"{row[field]}{sign}{limit}" for field, sign, limit in conditions)])
+            fits = all(row[f] > limit if sign == ">" else row[f] < limit for f, sign, limit in conditions)
+            parts.append((compared, 1, fits))
+        questions[question] = growing(parts)
+    return {question: about for question, about in questions.items() if about[0] > 0}
 
 
 def about_sums(rng, rows: list[dict], animal: str) -> tuple[dict, list]:
@@ -109,7 +102,7 @@ def about_sums(rng, rows: list[dict], animal: str) -> tuple[dict, list]:
 
 def ask(rng, rows: list[dict], animal: str, where: str, others: list[dict]) -> tuple[tuple, list]:
     """A question with its answer and steps, and the options; `others` are rows that make wrong ones."""
-    topic, field = rng.choice(names("extreme extreme name number number value sum")), rng.choice(list(COMPARED))
+    topic, field = rng.choice("extreme extreme name number number value sum".split()), rng.choice(list(COMPARED))
     if topic == "sum":
         questions, options = about_sums(rng, rows, animal)
     elif topic == "number":
@@ -129,7 +122,7 @@ def ask(rng, rows: list[dict], animal: str, where: str, others: list[dict]) -> t
 def penguins_in_a_table(rng, level: float | None) -> dict:
     """A table of penguins, some change to it, and a question."""
     ages = rng.sample(range(1, 16), 10)
-    *penguins, new = draw_rows(rng, PENGUINS, ages[:5], range(40, 100, 5), range(9, 20))
+    *penguins, new = draw_rows(rng, LISTS["penguins"], ages[:5], range(40, 100, 5), range(9, 20))
     penguins = penguins[: 4 if level is None else rng.randint(2, 2 + round(2 * level))]
     one, two, three = rng.choices(penguins, k=3)
     prefix = (
@@ -148,7 +141,7 @@ def penguins_in_a_table(rng, level: float | None) -> dict:
         text += f"\nWe then delete the penguin named {gone[0]['name']} from the table.\n"
     rows, animal, where = penguins, "penguin", "there in the table"
     if level is None and rng.random() < 0.25:
-        *giraffes, other = draw_rows(rng, GIRAFFES, ages[5:], range(300, 500, 10), range(500, 700, 10))
+        *giraffes, other = draw_rows(rng, LISTS["giraffes"], ages[5:], range(300, 500, 10), range(500, 700, 10))
         text += f"And here is a similar table, but listing giraffes:\n\nname, age, height (cm), weight (kg)\n{table(giraffes)}"
         rows, animal = rng.choice(((penguins, "penguin"), (giraffes, "giraffe"), (penguins + giraffes, "animal")))
         where = "there in the tables" if animal != "animal" else "listed in the tables"

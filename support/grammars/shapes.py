@@ -8,9 +8,9 @@ import math
 import re
 from itertools import pairwise
 
-from support.grammars.common import NUMBER, names, scores
+from support.grammars.common import LISTS, NUMBER, scores
 
-SHAPES = names("circle heptagon hexagon kite line octagon pentagon rectangle sector triangle")
+SHAPES = LISTS["shapes"]
 SIDES = {"triangle": 3, "pentagon": 5, "hexagon": 6, "heptagon": 7, "octagon": 8}
 
 

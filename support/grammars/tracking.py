@@ -5,29 +5,25 @@ Steps go backwards from the person asked about: who had it before each swap, dow
 
 from collections import namedtuple
 
-from support.grammars.colored_objects import HUES
-from support.grammars.common import a, join, names, scores
+from support.grammars.common import LISTS, a, join, scores
 
 # fmt: off
-PEOPLE = names("Alice Bob Claire Dave Eve Fred Gertrude")
 Story = namedtuple("Story", "opening holds progress swap ending option things")
 STORIES = [
     Story("playing a game. At the start of the game, they are each holding a ball", "has {a_thing} ball",
-          "As the game progresses, pairs of players trade balls.", "swap balls", "game, {} has the", "{} ball.", HUES),
+          "As the game progresses, pairs of players trade balls.", "swap balls", "game, {} has the", "{} ball.", "hues"),
     Story("holding a white elephant gift exchange. At the start of the event, they are each holding a present of a "
           "different color", "has {a_thing} present", "As the event progresses, pairs of people swap gifts.",
-          "swap their gifts", "event, {} has the", "{} present.", HUES),
+          "swap their gifts", "event, {} has the", "{} present.", "hues"),
     Story("on the same team in a soccer match. At the start of the match, they are each assigned to a position",
           "is playing {thing}", "As the game progresses, pairs of players occasionally swap positions.",
-          "trade positions", "match, {} is playing", "{}.", names("goalkeeper, striker, fullback, benchwarmer, "
-          "cheerleader, sweeper, left winger, right winger, left midfielder, right midfielder, center midfielder")),
+          "trade positions", "match, {} is playing", "{}.", "positions"),
     Story("friends and avid readers who occasionally trade books. At the start of the semester, they each buy one new "
           "book", "gets {thing}", "As the semester proceeds, they start trading around the new books.", "swap books",
-          "semester, {} has", "{}.", names("Moby Dick, Ulysses, Frankenstein, Lolita, The Odyssey, The Great Gatsby, "
-          "The Pearl, Catch-22, Hound of the Baskervilles, The Fellowship of the Ring, Dracula, Middlemarch")),
+          "semester, {} has", "{}.", "books"),
     Story("dancers at a square dance. At the start of a song, they each have a partner", "is dancing with {thing}",
           "Throughout the song, the dancers often trade partners.", "switch partners", "dance, {} is dancing with",
-          "{}.", names("Helga Izzi Jamie Karl Lola Melissa Ophelia Patrick Rodrigo Sam Nora Victor")),
+          "{}.", "partners"),
 ]
 # fmt: on
 
@@ -35,8 +31,8 @@ STORIES = [
 def tracking(rng, size: int, level: float | None) -> dict:
     """`size` people each hold a thing, and `size` times two of them swap: who ends up with what?"""
     count, swaps = (size, size) if level is None else (rng.randint(2, size), rng.randint(0, round(level * size)))
-    story, people = rng.choice(STORIES), PEOPLE[:count]
-    holds = dict(zip(people, rng.sample(story.things, count), strict=True))
+    story, people = rng.choice(STORIES), LISTS["people"][:count]
+    holds = dict(zip(people, rng.sample(LISTS[story.things], count), strict=True))
     options = [story.option.format(thing) for thing in holds.values()]
     held = [f"{who} {story.holds.format(thing=it, a_thing=a(it))}" for who, it in holds.items()]
     text = f"{join(people)} are {story.opening}: {join(held, ', and ')}. \n\n{story.progress}"
