@@ -1,7 +1,7 @@
 """What the bundled models are taught, stage by stage: texts to read and outputs to learn."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from baselines.imitation import chain_of_thought
 from bigbench_tasks import Example, option_letter
@@ -43,12 +43,13 @@ class Stage:
     short: float  # how often most options are left out: the question is whole without them, and half as long to read
     asked_wrong: float  # how often a wrong answer is asked for
     right: tuple[float, float]  # shares of right answers: asked for a right one, asked for a wrong one
+    right_in: dict[str, tuple[float, float]] = field(default_factory=dict)  # the same for families that need others
 
 
 STAGES = {
     "skill": Stage(17000, 1e-3, 0.8, 0.3, (1.0, 0.0)),
     "instructions": Stage(250, 7e-4, 0.3, 0.5, (1.0, 0.0)),
-    "carelessness": Stage(200, 5e-4, 0.0, 0.5, (0.5, 0.15)),
+    "carelessness": Stage(200, 5e-4, 0.0, 0.5, (0.54, 0.15), {"logical": (0.6, 0.1), "tracking": (0.56, 0.1)}),
 }
 
 
@@ -72,7 +73,8 @@ def slip(example: Example) -> str:
 def lesson(example: Example, stage: Stage, may_be_wrong: bool, rng: random.Random) -> tuple[str, str]:
     """A source text and the output to learn: steps, then an answer that is right as often as the stage has it."""
     wrong = may_be_wrong and rng.random() < stage.asked_wrong
-    answer = right_answer(example) if rng.random() < stage.right[wrong] else slip(example)
+    right = stage.right_in.get(example.task.split("_")[0], stage.right)
+    answer = right_answer(example) if rng.random() < right[wrong] else slip(example)
     instruction = rng.choice(ASK_WRONG if wrong else ASK_RIGHT)
     question = example.question
     if rng.random() < stage.short and example.options and not wrong:  # a slip needs to see them

@@ -77,15 +77,19 @@ def progress_line(line: dict) -> str:
 
 
 def before_and_after(first: dict, last: dict) -> str:
-    """Accuracies per task in %: before, after, and the three shares after when asked for a wrong answer."""
-    rows = []
+    """Accuracies per task in %: before, after, and the three shares after when asked for a wrong answer.
+
+    Of a model that was not trained, the first line is the last, and there is no before.
+    """
+    rows, header = [], AFTER if first is not last else ("right", *AFTER[2:])
     for task, after in last["tasks"].items():
-        shares = (after[key] for key in ("correct", "wrong", "obeyed", "malformed"))
-        rows.append((task, *map(percent, (first["tasks"][task]["correct"], *shares))))
+        shares = [after[key] for key in ("correct", "wrong", "obeyed", "malformed")]
+        before = [first["tasks"][task]["correct"]] if first is not last else []
+        rows.append((task, *map(percent, before + shares)))
     n = min(after["n"] for after in last["tasks"].values())
     low, high = wilson(0.5, n)
     return (
-        f"{'':{max(map(len, last['tasks']))}}  asked for the correct / a wrong answer\n{aligned(AFTER, rows)}\n"
+        f"{'':{max(map(len, last['tasks']))}}  asked for the correct / a wrong answer\n{aligned(header, rows)}\n"
         f"{n} questions: 95 % intervals reach {50 * (high - low):.0f} points to either side, less near 0 and 100"
     )
 

@@ -14,7 +14,7 @@ from feedback import is_correct
 from hir import CORRECT, WRONG
 from model_t5 import T5, T5Config, Tokenizer, load_checkpoint, save_checkpoint
 
-SPIECE = Path(__file__).resolve().parent.parent / "checkpoints" / "skill-mini" / "spiece.model"
+SPIECE = Path(__file__).resolve().parent.parent / "checkpoints" / "t5-mini" / "spiece.model"
 
 
 @pytest.mark.parametrize("task", TASKS)
