@@ -121,7 +121,7 @@ def remarks(results: Results) -> list[str]:
 
 def _settings_that_matter(s: train.AllSettings) -> dict:
     """The settings that decide what a run measures, by name."""
-    values = as_values(s.run, s.method, *([s.ppo] if s.run.method == "ppo" else []))
+    values = as_values(s.run, s.method, getattr(s, s.run.method, s.method))
     if s.run.method == "none":
         values = as_values(s.run) | {"max_new_tokens": s.method.max_new_tokens}
     left_out = {"out", "resume", "explain", "data", "checkpoint"}  # where files lie, or what is printed
