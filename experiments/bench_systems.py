@@ -179,7 +179,8 @@ def sampling_ctranslate2(job: Job) -> Callable:
     """CTranslate2: its float32, or its int8 where the others compute in bfloat16."""
     import ctranslate2
 
-    converted = RUNS / f"bench-{job.shape}-ctranslate2"
+    weights = (folder(job) / "model.safetensors").stat()  # other weights are converted anew
+    converted = RUNS / f"bench-{job.shape}-ctranslate2-{weights.st_mtime_ns}"
     if not converted.exists():
         scratch = converted.with_suffix(f".{os.getpid()}.part")
         ctranslate2.converters.TransformersConverter(str(folder(job))).convert(str(scratch))

@@ -51,7 +51,7 @@ def test_gradient_equals_a_loop_over_outputs(variant):
         learner.gradient_step(batch, terms, itemgetter("surrogate"), dropout=False)
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
     found, _ = learner.finish_iteration()
-    assert 0.1 < found["clip_share"] < 0.9 and len({len(s.tokens) for s in samples}) > 2
+    assert 0.1 < found["clip_share"] < 0.9 and len({len(s.tokens) for s in samples}) > 1
 
     model.zero_grad()
     loss = 0.0
