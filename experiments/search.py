@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from support import REPOSITORY
-from support.run_directory import write_lines
+from support.files import read_lines, write_lines
 
 TASKS = ("logical_deduction_three_objects", "object_counting")
 TRIALS = 12  # of each method
@@ -57,7 +57,7 @@ def make_run(runs: Path, jobs: int, run: tuple[str, str, str]) -> dict | None:
     command += [*BUDGET.split(), *flags.split(), "--resume"]
     if subprocess.run(command, check=False, stdout=subprocess.DEVNULL, env=os.environ | beside).returncode:
         return None
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
+    lines = read_lines(out / "metrics.jsonl")
     keys = ("correct", "wrong", "obeyed", "malformed")
     total = {"steps": sum(line.get("steps", 0) for line in lines), "sampled": lines[-1]["sampled"]}
     total["seconds"] = round(sum(line["seconds"].get(part, 0) for line in lines for part in ("sampling", "training")))
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "search")
     parser.add_argument("--jobs", type=int, default=1, help="runs that are made at once")
     args = parser.parse_args(argv)
-    lines = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
+    lines = read_lines(args.results)
     done = {(line["method"], line["flags"], line["task"]) for line in lines}
     wanted = [(method, flags, task) for method in GRIDS for flags in trials(method) for task in TASKS]
     missing = [run for run in wanted if run not in done]

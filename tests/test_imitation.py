@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from baselines import imitation
 from bigbench_tasks import TASKS, generate
 from feedback import is_correct
 from hir import CORRECT
-from model_t5 import T5, T5Config, Tokenizer
+from model_t5 import T5, T5Config, Tokenizer, load_checkpoint
 from support import REPOSITORY, run_directory
 from support.batches import TrainingExample
 from support.learner import Learner
@@ -23,6 +24,17 @@ from test_hir import metrics
 
 QUESTIONS = [example for task in TASKS for example in generate(task, 2, seed=5)]
 RESUMED = "--task geometric_shapes --questions 6 --test-size 4 --device cpu --dtype float32".split()
+
+
+def right_when_rewarded(settings, iterations):
+    """Shares of right samples by iteration, and the iterations, where "5" is the target whatever is counted."""
+    learner, method, state = train.build_method(settings, *load_checkpoint(REPOSITORY / "checkpoints" / "t5-mini"))
+
+    def questions(iteration):
+        return [replace(e, targets=("5",)) for e in generate("object_counting", 24, seed=iteration)]
+
+    steps = list(method(learner, state, questions, settings.method, range(1, iterations + 1), 0))
+    return [sum(s.verdict == "right" for s in step.samples) / len(step.samples) for step in steps], steps
 
 
 def noisy_model():

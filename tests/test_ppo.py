@@ -1,6 +1,5 @@
 """PPO: its formulas against loops, its rollouts against one output at a time, and that it learns what is rewarded."""
 
-import itertools
 import random
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from support.batches import group_by
 from support.learner import Learner
 from support.machine import MachineSettings
 from test_hir import metrics
-from tests.test_imitation import RESUMED, assert_resumes_to_the_bit, noisy_model
+from tests.test_imitation import RESUMED, assert_resumes_to_the_bit, noisy_model, right_when_rewarded
 
 QUESTIONS = [example for task in TASKS for example in generate(task, 2, seed=5)]
 LENGTHS = [1, 4, 2, 7]
@@ -139,13 +138,7 @@ def test_ppo_learns_what_is_rewarded():
     arguments = "--task object_counting --method ppo --warmup-steps 0 --ppo-learning-rate 1e-3 --ppo-epochs 4"
     few = "--ppo-value-first-epochs 1 --ppo-value-epochs 1"  # of the critic, which the answer 5 does not need
     settings = train.parse_arguments(f"{arguments} {few}".split())
-    learner, method, state = train.build_method(settings, *load_checkpoint(REPOSITORY / "checkpoints" / "t5-mini"))
-
-    def questions(iteration):
-        return [replace(e, targets=("5",)) for e in generate("object_counting", 24, seed=iteration)]
-
-    steps = list(itertools.islice(method(learner, state, questions, settings.method, range(1, 4), 0), 3))
-    right = [sum(s.verdict == "right" for s in step.samples) / len(step.samples) for step in steps]
+    right, steps = right_when_rewarded(settings, iterations=3)
     assert right[0] < 0.3 and right[-1] > 0.8, right
     assert steps[-1].measured["reference_kl"] > 0.5
 
