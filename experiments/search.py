@@ -1,9 +1,9 @@
 """The search of hyperparameters:  python -m experiments.search
 
 Every method gets the same number of trials, drawn at random from its own grid (Bergstra and Bengio, 2012): learning rate,
-epochs, and one more setting of its own. A trial trains on two tasks, one run each, and is measured on questions of the
-training part, never on a test question. Each run becomes a line of results/search.jsonl. Stopped at any moment, the same
-command makes those that are missing; at the end it prints the best trial of every method.
+epochs, and one more setting of its own. A trial trains on two tasks, one run each, and is measured after every iteration
+on questions of the training part, never on a test question. Each run becomes a line of results/search.jsonl. Stopped at
+any moment, the same command makes those that are missing; at the end it prints the best trial of every method.
 """
 
 import argparse
@@ -21,17 +21,17 @@ from pathlib import Path
 from support import REPOSITORY
 from support.files import read_lines, write_lines
 
-TASKS = ("logical_deduction_three_objects", "object_counting")
+TASKS = ("logical_deduction_three_objects", "geometric_shapes")
 TRIALS = 12  # of each method
-BUDGET = "--iterations 5 --questions 100 --online-samples 4 --test-size 200 --validation --seed 1"
+BUDGET = "--iterations 8 --questions 25 --online-samples 4 --warmup-steps 2 --test-size 200 --interim-test-size 100"
+ASKED = "--validation --seed 1"
 MALFORMED = 0.1  # a setting with more malformed answers than this under the wrong instruction does not count as found
-RATES, EPOCHS = "1e-4 2e-4 3e-4 5e-4 1e-3", "1 2 4 8"
-OWN_RATES, OWN_EPOCHS = "3e-5 1e-4 3e-4 1e-3", "1 2 4"
+RATES, EPOCHS = "1e-4 2e-4 3e-4 5e-4 1e-3", "1 2 4 8"  # the same for all
 GRIDS = {
     "sft": {"--learning-rate": RATES, "--train-epochs": EPOCHS, "--answers": "text steps"},
     "farl": {"--learning-rate": RATES, "--train-epochs": EPOCHS, "--replay": "all last"},
-    "ppo": {"--ppo-learning-rate": OWN_RATES, "--ppo-epochs": OWN_EPOCHS, "--ppo-kl-coef": "0 0.01 0.05"},
-    "grpo": {"--grpo-learning-rate": OWN_RATES, "--grpo-epochs": OWN_EPOCHS, "--grpo-normalize": "grpo dr-grpo"},
+    "ppo": {"--ppo-learning-rate": RATES, "--ppo-epochs": EPOCHS, "--ppo-kl-coef": "0 0.01 0.05"},
+    "grpo": {"--grpo-learning-rate": RATES, "--grpo-epochs": EPOCHS, "--grpo-normalize": "grpo dr-grpo"},
     "hir": {
         "--learning-rate": RATES, "--train-epochs": EPOCHS, "--alpha": "0.25 0.5 1",  # and what the paper leaves open
         "--sub-output": "answer encoder none", "--replay": "all last", "--malformed": "wrong drop",
@@ -54,12 +54,13 @@ def make_run(runs: Path, jobs: int, run: tuple[str, str, str]) -> dict | None:
     out = runs / "-".join([method, *flags.replace("--", "").split(), task])
     command = [sys.executable, str(REPOSITORY / "train.py"), "--method", method, "--task", task, "--out", str(out)]
     beside = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}  # runs side by side take a core each
-    command += [*BUDGET.split(), *flags.split(), "--resume"]
+    command += [*BUDGET.split(), *ASKED.split(), *flags.split(), "--resume"]
     if subprocess.run(command, check=False, stdout=subprocess.DEVNULL, env=os.environ | beside).returncode:
         return None
     lines = read_lines(out / "metrics.jsonl")
     keys = ("correct", "wrong", "obeyed", "malformed")
     total = {"steps": sum(line.get("steps", 0) for line in lines), "sampled": lines[-1]["sampled"]}
+    total["curve"] = round(statistics.mean(line["tasks"][task]["correct"] for line in lines[1:]), 4)
     total["seconds"] = round(sum(line["seconds"].get(part, 0) for line in lines for part in ("sampling", "training")))
     return (
         {"method": method, "flags": flags, "task": task} | {key: lines[-1]["tasks"][task][key] for key in keys} | total
@@ -67,14 +68,14 @@ def make_run(runs: Path, jobs: int, run: tuple[str, str, str]) -> dict | None:
 
 
 def summary(lines: list[dict], method: str) -> str:
-    """A method's best trial: the one most often right, over the tasks, among those that count as found."""
+    """A method's best trial, by its learning curve's mean over the tasks, among those that count as found."""
     rows = []
     for flags in trials(method):
         of_trial = [line for line in lines if (line["method"], line["flags"]) == (method, flags)]
         if len(of_trial) == len(TASKS) and (method != "hir" or max(x["malformed"] for x in of_trial) <= MALFORMED):
-            rows.append((statistics.mean(line["correct"] for line in of_trial), flags))
-    correct, flags = max(rows, default=(0.0, "nothing"))
-    return f"{method:5} {100 * correct:5.1f} %  {flags}  ({len(rows)} of {TRIALS} trials count)"
+            rows.append((statistics.mean(line["curve"] for line in of_trial), flags))
+    curve, flags = max(rows, default=(0.0, "nothing"))
+    return f"{method:5} {100 * curve:5.1f} %  {flags}  ({len(rows)} of {TRIALS} trials count)"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     done = {(line["method"], line["flags"], line["task"]) for line in lines}
     wanted = [(method, flags, task) for method in GRIDS for flags in trials(method) for task in TASKS]
     missing = [run for run in wanted if run not in done]
-    each = statistics.mean([line["seconds"] for line in lines] or [60]) + 20  # to start, and to evaluate six times
+    each = statistics.mean([line["seconds"] for line in lines] or [60]) + 15  # to start, and to evaluate nine times
     print(f"{len(missing)} runs to make, about {len(missing) * each / 60 / args.jobs:.0f} min", flush=True)
     with ThreadPoolExecutor(args.jobs) as pool:
         for line in pool.map(partial(make_run, args.runs, args.jobs), missing):

@@ -14,7 +14,7 @@ def test_trials_are_as_many_for_every_method_and_train_py_takes_them():
         flags = search.trials(method)
         assert len(set(flags)) == search.TRIALS and flags == search.trials(method)
         for chosen in flags:
-            settings = train.parse_arguments(f"--method {method} {search.BUDGET} {chosen}".split())
+            settings = train.parse_arguments(f"--method {method} {search.BUDGET} {search.ASKED} {chosen}".split())
             assert settings.run.validation
 
 
@@ -33,7 +33,7 @@ def test_runs_are_made_once_and_the_best_trial_is_found(tmp_path, monkeypatch, c
     def made(runs, jobs, run):
         method, flags, task = run
         correct = 1.0 if flags == noise else 0.9 if flags == best[method] else 0.5
-        shares = {"correct": correct, "malformed": 0.2 * (flags == noise and task == search.TASKS[1])}
+        shares = {"curve": correct, "malformed": 0.2 * (flags == noise and task == search.TASKS[1])}
         return {"method": method, "flags": flags, "task": task, "seconds": 30} | shares
 
     monkeypatch.setattr(search, "make_run", made)
