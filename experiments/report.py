@@ -3,8 +3,9 @@
 Given directories of runs, it prints a table that compares them, and draws their learning curves.
 
 Without any, it draws the paper's tables and pictures, results/tables.md and results/*.png, from results/runs/. --run
-first makes the runs that are missing there, --jobs at a time, in runs/report/; stopped at any moment, the same command
-resumes. --only names runs by a pattern such as '*-ppo-*'; searches of hyperparameters ('search-*') are made only then.
+first makes those that are missing there, --jobs at a time, in runs/report/, with the settings that experiments.search has
+found, and says how long it will take; stopped at any moment, the same command
+resumes. --only names runs by a pattern such as '*-ppo-*'.
 """
 
 import argparse
@@ -18,36 +19,41 @@ from pathlib import Path
 import train
 from bigbench_tasks import TASKS, expand
 from experiments import results as of
+from experiments import search
 from experiments.results import Estimate, Results, measured
 from support import REPOSITORY
 from support.errors import InputError
 from support.files import write_file
-from support.settings import flag
 from support.tables import percent
 
 # --- The runs ---------------------------------------------------------------------------------------------------------
 
-METHODS = {"sft": "fine-tuning", "ppo": "PPO", "farl": "FARL", "hir": "HIR"}
+METHODS = {"sft": "fine-tuning", "farl": "FARL", "ppo": "PPO", "grpo": "GRPO", "hir": "HIR"}
 COLUMNS = {"none": "before", **METHODS}
 SEEDS = (0, 1, 2)
-# Every method draws the same number of outputs for the same number of questions.
-BUDGET = "--iterations 5 --questions 100 --online-samples 4 --test-size 200"
-ABLATED = ("logical_deduction_three_objects", "tracking_shuffled_objects_three_objects")  # the tasks of Tables 3 and 4
-WITH_SEEDS = (*ABLATED, "object_counting", "reasoning_about_colored_objects")  # the others are run with the first seed
+FOUR = (  # the tasks of Tables 3 and 4; the paper has the first two in its own
+    "logical_deduction_three_objects",
+    "tracking_shuffled_objects_three_objects",
+    "object_counting",
+    "reasoning_about_colored_objects",
+)
 FAMILIES = ("logical_deduction", "tracking_shuffled_objects", "object_counting")  # run with the defaults of train.py
 SIZES = ("t5-nano", "t5-mini")
-VARIANTS = (  # label, method, what differs, the paper's figures in its Table 4
-    ("full method", "hir", "", ("91.7", "100.0")),
-    ("without sub-output sampling", "hir", "--sub-output none", ("75.0", "100.0")),
-    ("the same, as many gradient steps as the full method", "hir", "--sub-output none --train-epochs 3", (None, None)),
-    ("without entropy", "hir", "--beta 0", (None, None)),
-    ("with the paper's label smoothing", "hir", "--label-smoothing 0.2", (None, None)),
-    ("without the contrastive term", "hir", "--alpha 0", (None, None)),
-    ("fine-tuning, one epoch", "sft", "", (None, None)),
-    ("fine-tuning, eight epochs", "sft", "--train-epochs 8", (None, None)),
-    ("FARL, one epoch", "farl", "", (None, None)),
-    ("FARL, eight epochs", "farl", "--train-epochs 8", (None, None)),
-)
+VARIANTS = {  # of HIR, in Table 4: what differs
+    "sub-outputs: answer": "--sub-output answer",
+    "sub-outputs: encoder": "--sub-output encoder",
+    "sub-outputs: decoder": "--sub-output decoder",
+    "sub-outputs: none": "--sub-output none",
+    "replay: all": "--replay all",
+    "replay: last": "--replay last",
+    "Eq. 4 over the batch": "--contrastive batch",
+    "without the contrastive term": "--alpha 0",
+    "without the entropy term": "--beta 0",
+    "with the paper's label smoothing": "--label-smoothing 0.2",
+}
+# Outputs are used again and again: 16 iterations at a constant rate, looked at after so many outputs.
+OUTPUTS, REUSED, REUSE, ON = (400, 800, 1600), ("farl", "grpo", "hir"), (1, 4, 10), (FOUR[0], FOUR[3])
+LEARNERS = "--iterations 16 --final-learning-rate 1 --interim-test-size 0"
 OFFICIAL = "--method none --data official --test-size 200"
 # Only the file teaches letters, as the bundled models answer in words; so this is fine-tuning.
 LEAK = (
@@ -55,9 +61,6 @@ LEAK = (
     "--final-learning-rate 1"
 )
 ORDERS = ("official", "shuffled")
-# Hyperparameters are searched by the share of right samples: these answer training questions, no test question.
-SEARCH_TASK = "tracking_shuffled_objects_three_objects"
-PPO_GRID = {"--ppo-learning-rate": "1e-4 3e-4 1e-3", "--ppo-epochs": "2 4", "--ppo-kl-coef": "0.01 0.1"}
 
 
 def name_of(task: str, method: str, seed: int = 0, size: str = "t5-mini", flags: str = "") -> str:
@@ -68,37 +71,33 @@ def name_of(task: str, method: str, seed: int = 0, size: str = "t5-mini", flags:
 
 def names_of(task: str, method: str, size: str = "t5-mini", flags: str = "") -> list[str]:
     """The names of a run with all its seeds."""
-    seeds = SEEDS if task in WITH_SEEDS or task not in TASKS else SEEDS[:1]
-    return [name_of(task, method, seed, size, flags) for seed in seeds]
+    return [name_of(task, method, seed, size, flags) for seed in SEEDS]
+
+
+def variant(flags: str) -> str:
+    """The flags of a run of HIR that differs so from Table 2; none if Table 2's has them."""
+    return "" if flags in search.found().get("hir", "") else flags
+
+
+def reuse(method: str, epochs: int) -> str:
+    """The flags of a run that makes so many passes over its outputs."""
+    return f"{LEARNERS} --{'grpo' if method == 'grpo' else 'train'}-epochs {epochs}"
 
 
 def planned_runs(runs: Path) -> dict[str, list[str]]:
     """Name -> arguments of train.py, of all that tables and pictures show. `runs` is where trained models are."""
-    compared = [*itertools.product(TASKS, METHODS, ["t5-mini"], [""])]
-    compared += [(task, method, "t5-mini", flags) for task in ABLATED for _, method, flags, _ in VARIANTS]
-    compared += itertools.product(ABLATED, METHODS, SIZES, [""])
-    plan = {}
+    compared = [*itertools.product(TASKS, METHODS, ["t5-mini"], [""]), *itertools.product(FOUR, METHODS, SIZES, [""])]
+    compared += itertools.product(FOUR, ["hir"], ["t5-mini"], map(variant, VARIANTS.values()))
+    compared += [(task, m, "t5-mini", reuse(m, n)) for task, m, n in itertools.product(ON, REUSED, REUSE)]
+    settings, plan = search.found(), {}
     for family in FAMILIES:
         for seed, name in enumerate(names_of(family, "default", size="")):
             plan[name] = f"--task {family} --seed {seed}"
     for task, method, size, flags in compared:
-        # The bundled models reason before they write an option out; an official answer is its letter.
-        own = "--answers steps" if method == "sft" else ""
         for seed, name in enumerate(names_of(task, method, size, flags)):
             where = f"--task {task} --method {method} --seed {seed} --checkpoint checkpoints/{size}"
-            plan[name] = f"{where} {own} {BUDGET} {flags}"
-    for values in itertools.product(*map(str.split, PPO_GRID.values())):
-        flags = " ".join(map(" ".join, zip(PPO_GRID, values, strict=True)))
-        plan["-".join(("search-ppo", *values))] = f"--task {SEARCH_TASK} --method ppo {BUDGET} --test-size 1 {flags}"
+            plan[name] = f"{where} {search.BUDGET} {settings.get(method, '')} {flags}"
     plan = {name: arguments.split() for name, arguments in plan.items()}
-    return plan | _runs_on_official_questions(runs)
-
-
-def _runs_on_official_questions(runs: Path) -> dict[str, list[str]]:
-    plan = {}
-    for task in TASKS:
-        plan[f"{task}-official-before"] = before = f"--task {task} {OFFICIAL}".split()
-        plan[f"{task}-official-after"] = [*before, "--checkpoint", str(runs / name_of(task, "hir") / "model")]
     for order, other in (ORDERS, ORDERS[::-1]):
         for seed, name in enumerate(names_of("leak", order, size="")):
             where = f"--task date_understanding --seed {seed} --option-order"
@@ -115,6 +114,7 @@ SHARES = ("correct", "wrong", "obeyed", "malformed")
 SHARES_ADD_UP = (
     "Asked for a wrong answer, an output is still right, obeys with a well-formed wrong answer, or is malformed."
 )
+PROTOCOL = f"`{search.BUDGET}`, each method with the settings that the search found, {len(SEEDS)} seeds"
 
 
 def of_method(results: Results, task: str, method: str, key: str = "correct", size: str = "t5-mini") -> Estimate | None:
@@ -128,35 +128,19 @@ def of_method(results: Results, task: str, method: str, key: str = "correct", si
     return measured(results, found[:1], key, line=0)
 
 
-def before_and_after(results: Results, places: dict[str, tuple[tuple, tuple]]) -> tuple[list[str], list[list[object]]]:
-    """Header and rows of a table: task -> before and after, each names, line and task as `measured` takes them.
-
-    Columns that no run has recorded are left out.
-    """
-    columns = {"task": list(places)}
-    for key, when in itertools.product(SHARES, (0, 1)):
-        title = {"correct": "", "wrong": "wrong instruction, "}.get(key, f"{key}, ") + ("before", "after")[when]
-        columns[title] = [measured(results, at[when][0], key, *at[when][1:]) for at in places.values()]
-    columns = {title: cells for title, cells in columns.items() if any(cells)}
-    return list(columns), list(map(list, zip(*columns.values(), strict=True)))
-
-
 def default_table(results: Results) -> Table:
     """What `python train.py --task FAMILY` does with its defaults."""
-    names = {task: names_of(family, "default", size="") for family in FAMILIES for task in expand(family)}
-    places = {task: ((seeds[:1], 0, task), (seeds, -1, task)) for task, seeds in names.items()}
+    columns: dict[str, list] = {"task": [task for family in FAMILIES for task in expand(family)]}
+    for key, when in itertools.product(SHARES, ("before", "after")):
+        title = {"correct": "", "wrong": "wrong instruction, "}.get(key, f"{key}, ") + when
+        columns[title] = []
+        for family in FAMILIES:
+            names, line = names_of(family, "default", size=""), -1
+            if when == "before":
+                names, line = names[:1], 0
+            columns[title] += [measured(results, names, key, line, task) for task in expand(family)]
     text = f"`python train.py --task FAMILY --seed SEED`, {len(SEEDS)} seeds: % of the test questions. {SHARES_ADD_UP}"
-    return "The default runs", text, *before_and_after(results, places)
-
-
-def official_table(results: Results) -> Table:
-    """What training on generated questions does to official ones."""
-    places = {task: (([f"{task}-official-before"],), ([f"{task}-official-after"],)) for task in TASKS}
-    text = (
-        "Official BIG-bench questions (at most 200 of the authors' test split, options shuffled), which no bundled model "
-        "was trained on, before and after HIR on generated ones (the runs of Table 2, seed 0)."
-    )
-    return "Official questions", text, *before_and_after(results, places)
+    return "The default runs", text, list(columns), list(map(list, zip(*columns.values(), strict=True)))
 
 
 @cache
@@ -167,29 +151,56 @@ def chance(task: str) -> str | None:
     return percent(statistics.mean(shares)) if shares else None
 
 
+def search_table(results: Results) -> Table:
+    """All trials of the search, each method's best first."""
+    rows = [
+        [METHODS[m], f"`{flags}`", *shares] for m in METHODS for *shares, flags in search.ranking(search.RESULTS, m)
+    ]
+    rows = [[method, flags, *map(percent, shares)] for method, flags, *shares in rows]
+    text = (
+        f"`python -m experiments.search`: {search.TRIALS} trials a method on {' and '.join(search.TASKS)}, in %, on "
+        "questions of the training part. What counts is the mean of the accuracies after each iteration."
+    )
+    return "The search", text, ["method", "settings", "mean over iterations", "at the end", "malformed"], rows
+
+
 def table_2(results: Results) -> Table:
     """All tasks, all methods, and the averages."""
-    cells = {task: [of_method(results, task, method) for method in COLUMNS] for task in TASKS}
-    rows = [[task, chance(task), *row] for task, row in cells.items()]
-    rows.append(["average", None, *map(of.average, zip(*cells.values(), strict=True))])
-    text = (
-        f"Test accuracy in %. {', '.join(WITH_SEEDS)}: {len(SEEDS)} seeds, the others one. Every method but fine-tuning "
-        f"draws the same number of outputs (`{BUDGET}`). Chance is an option picked blindly."
-    )
+    rows = [[task, chance(task), *(of_method(results, task, m) for m in COLUMNS)] for task in TASKS]
+    averages = of.bootstrap({m: [names_of(task, m) for task in TASKS] for m in METHODS}, results)
+    before = [of_method(results, task, "none") for task in TASKS]
+    start = percent(statistics.mean(e.mean for e in before)) if all(before) else None
+    rows.append(["average", None, start, *(averages.get(m) for m in METHODS)])
+    text = f"Right, in % of the test questions ({PROTOCOL}). Chance is an option picked blindly."
     return "Table 2: all tasks", text, ["task", "chance", *COLUMNS.values()], rows
 
 
-def claims_table(results: Results) -> Table:
-    """What the paper says of Table 2."""
-    rows: list[list] = []
-    for method, paper in (("ppo", "11.2"), ("farl", "32.6")):
-        ours, theirs = (of.average([of_method(results, task, m) for task in TASKS]) for m in ("hir", method))
-        rows.append([f"HIR over {METHODS[method]}, average (Sec. 1)", paper, of.lead(ours, [theirs])])
-    for size, paper in (("five", "41.2"), ("seven", "29.2")):
-        task = f"tracking_shuffled_objects_{size}_objects"
-        ours, *others = (of_method(results, task, method) for method in ("hir", "ppo", "farl"))
-        rows.append([f"HIR over the better of PPO and FARL, {task} (Sec. 6.1)", paper, of.lead(ours, others)])
-    return "What the paper says of Table 2", "In points; its models are FLAN-T5's.", ["", "paper", "here"], rows
+def ranking_table(results: Results) -> Table:
+    """The methods over all tasks: how well, how soon, at what cost, and whether they hear the other instruction."""
+    names = {m: [names_of(task, m) for task in TASKS] for m in METHODS}
+    averages, leads = of.bootstrap(names, results), of.bootstrap(names, results, minus="hir")
+    ranks, obeyed = of.bootstrap_ranks(names, results), of.bootstrap(names, results, asked="wrong", verdict="w")
+    rows = []
+    for m, of_tasks in names.items():
+        found = [results[name] for seeds in of_tasks for name in seeds if name in results]
+        means = [statistics.mean(r.value(line=i) for i in range(1, len(r.lines))) for r in found]
+        soon = percent(statistics.mean(means)) if means else None
+        costs = [round(statistics.mean(map(cost, found))) if found else None for cost in (of.steps, of.seconds_of_work)]
+        behind = leads.get(m) if m != "hir" else None
+        rows.append([METHODS[m], averages.get(m), behind, ranks.get(m), soon, obeyed.get(m), *costs])
+    text = (
+        "Means over all tasks and seeds; intervals by a bootstrap over questions and seeds, the same ones for all methods. "
+        "Seconds are those of sampling and training on one core."
+    )
+    header = [
+        "method",
+        "right at the end",
+        "minus HIR",
+        "rank",
+        "mean over iterations",
+        "obeys when asked for a wrong answer",
+    ]
+    return "Ranking", text, [*header, "gradient steps", "seconds"], rows
 
 
 def wrong_table(results: Results) -> Table:
@@ -200,29 +211,57 @@ def wrong_table(results: Results) -> Table:
     return "Under the wrong instruction", f"% of the test questions. {SHARES_ADD_UP}", header, rows
 
 
+def claims_table(results: Results) -> Table:
+    """What the paper says of Table 2."""
+    rows: list[list] = []
+    for method, paper in (("ppo", "11.2"), ("farl", "32.6")):
+        lead = of.bootstrap({m: [names_of(t, m) for t in TASKS] for m in ("hir", method)}, results, minus=method)
+        rows.append([f"HIR over {METHODS[method]}, average (Sec. 1)", paper, lead.get("hir")])
+    for (size, paper), method in itertools.product((("five", "41.2"), ("seven", "29.2")), ("ppo", "farl")):
+        task = f"tracking_shuffled_objects_{size}_objects"
+        lead = of.bootstrap({m: [names_of(task, m)] for m in ("hir", method)}, results, minus=method)
+        rows.append([f"HIR over {METHODS[method]}, {task} (Sec. 6.1)", paper, lead.get("hir")])
+    text = "In points, paired over questions and seeds; the paper's models are FLAN-T5's, and it takes the better of the two."
+    return "What the paper says of Table 2", text, ["", "paper", "here"], rows
+
+
 def table_3(results: Results) -> Table:
     """Two sizes of the model."""
-    sizes = itertools.product(ABLATED, SIZES)
+    sizes = itertools.product(FOUR, SIZES)
     rows = [[task, size, *(of_method(results, task, m, size=size) for m in COLUMNS)] for task, size in sizes]
-    header = ["task", "model", *COLUMNS.values()]
-    return "Table 3: two sizes", f"Test accuracy in %, {len(SEEDS)} seeds.", header, rows
+    return "Table 3: two sizes", f"Right, in %, {len(SEEDS)} seeds.", ["task", "model", *COLUMNS.values()], rows
 
 
 def table_4(results: Results) -> Table:
-    """What each part of the method contributes, and what more gradient steps do for the others."""
+    """What each part of the method contributes."""
     rows: list[list] = []
-    for label, method, flags, figures in VARIANTS:
-        rows.append([label])
-        for task, figure in zip(ABLATED, figures, strict=True):
-            names = names_of(task, method, flags=flags)
-            rows[-1] += [measured(results, names), measured(results, names, "wrong"), figure]
-    text = (
-        f"Test accuracy in %, {len(SEEDS)} seeds. The bundled models train without label smoothing, so that ablation is "
-        "turned round. An epoch is about 20 gradient steps for HIR, which learns several parts of every output, 2 for "
-        "fine-tuning and 3 to 6 for FARL."
-    )
-    header = ["", *(f"{task}{what}" for task in ABLATED for what in ("", ", wrong instruction", ", paper"))]
-    return "Table 4: ablations, and as many gradient steps", text, header, rows
+    for label, flags in {"HIR as in Table 2": "", **VARIANTS}.items():
+        names = [names_of(task, "hir", flags=variant(flags)) for task in FOUR]
+        found = [results[name] for seeds in names for name in seeds if name in results]
+        rows.append([label, round(statistics.mean(map(of.steps, found))) if found else None])
+        rows[-1] += [measured(results, seeds) for seeds in names]
+        for asked, verdict in (("correct", "r"), ("wrong", "r"), ("wrong", "w"), ("wrong", "m")):
+            rows[-1].append(of.bootstrap({"hir": names}, results, asked=asked, verdict=verdict).get("hir"))
+    text = f"Right, in % ({PROTOCOL}); what differs is said. Last, the averages of the four tasks. {SHARES_ADD_UP}"
+    averages = ["average", "wrong instruction: right", "obeyed", "malformed"]
+    return "Table 4: ablations", text, ["", "gradient steps", *FOUR, *averages], rows
+
+
+def efficiency_table(results: Results) -> Table:
+    """What more passes over the same outputs bring."""
+    rows: list[list] = []
+    for method, epochs in itertools.product(REUSED, REUSE):
+        names = [name for task in ON for name in names_of(task, method, flags=reuse(method, epochs))]
+        found = [results[name] for name in names if name in results]
+        rows.append([METHODS[method], epochs])
+        for outputs in OUTPUTS:
+            at = [next((i for i, line in enumerate(r.lines) if line["sampled"] == outputs), None) for r in found]
+            shares = [r.value(line=i) for r, i in zip(found, at, strict=True) if i is not None]
+            rows[-1].append(percent(statistics.mean(shares)) if len(shares) == len(names) else None)
+        rows[-1].append(round(statistics.mean(map(of.steps, found))) if found else None)
+    text = f"Right, in %, the mean of {' and '.join(ON)} and {len(SEEDS)} seeds, after so many sampled outputs (`{LEARNERS}`)."
+    header = ["method", "passes over the outputs", *(f"{n:,} outputs" for n in OUTPUTS), "gradient steps"]
+    return "Data efficiency", text, header, rows
 
 
 def leak_table(results: Results) -> Table:
@@ -242,20 +281,10 @@ def leak_table(results: Results) -> Table:
     return "The leak in Date Understanding", text, header, rows
 
 
-def search_table(results: Results) -> Table:
-    """The searches, best first: the settings that differ between their runs, and the share of right samples."""
-    found = [results[name] for name in fnmatch.filter(results, "search-*")]
-    settings = [result.config["run"] | result.config["settings"] for result in found]
-    names = dict.fromkeys(name for values in settings for name in values if name != "out")
-    varied = [name for name in names if len({values.get(name) for values in settings}) > 1]
-    right = [statistics.mean(line["right_share"] for line in result.lines[-3:]) for result in found]
-    ranked = sorted(zip(right, settings, strict=True), key=lambda pair: -pair[0])
-    rows = [[*(values.get(name) for name in varied), percent(share)] for share, values in ranked]
-    text = f"Right samples in %, mean of the last three iterations, on {SEARCH_TASK}."
-    return "Searches of hyperparameters", text, [*(f"`{flag(name)}`" for name in varied), "right"], rows
-
-
-TABLES = (default_table, table_2, claims_table, wrong_table, official_table, table_3, table_4, leak_table, search_table)
+TABLES = (
+    default_table, search_table, table_2, ranking_table, wrong_table, claims_table, table_3, table_4, efficiency_table,
+    leak_table,
+)  # fmt: skip
 
 
 def markdown(title: str, text: str, header: list[str], rows: list[list[object]]) -> str:
@@ -300,9 +329,10 @@ def report_comparison(given: argparse.Namespace) -> None:
     """The paper's tables and pictures, after the missing runs are made if that is asked for."""
     directory, wanted, failed = given.results / "runs", planned_runs(given.runs), []
     results = of.load_results(directory, wanted)
-    chosen = fnmatch.filter(wanted, given.only) if given.only else [n for n in wanted if not n.startswith("search-")]
+    chosen = fnmatch.filter(wanted, given.only or "*")
     missing = {name: wanted[name] for name in chosen if name not in results or results[name].difference}
-    print(f"{len(missing)} runs to make")
+    each = statistics.mean([result.seconds()[-1] for result in results.values()] or [60]) + 5  # to start
+    print(f"{len(missing)} runs to make, about {len(missing) * each / 60 / given.jobs:.0f} min", flush=True)
     if given.run:
         failed = of.make_runs(missing, given.runs, directory, max(1, given.jobs))
         results = of.load_results(directory, wanted)
@@ -319,7 +349,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--over", choices=of.AXES, default="iteration", help="what the curves of RUNs are drawn over")
     parser.add_argument("--picture", type=Path, help="the picture of RUNs (default: curves.png in the first of them)")
     parser.add_argument("--run", action="store_true", help="make the missing runs of the comparison")
-    parser.add_argument("--only", default="", help="a pattern of names: the runs to make (default: all but search-*)")
+    parser.add_argument("--only", default="", help="a pattern of names: the runs to make (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; if several, each on one core")
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "report", help="where runs are made")
     parser.add_argument("--results", type=Path, default=REPOSITORY / "results", help="what is read and written")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, zip_longest
 from pathlib import Path
@@ -22,6 +22,7 @@ import matplotlib
 
 matplotlib.use("Agg")  # draws into files, so it needs no display
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
@@ -42,6 +43,7 @@ class Result:
 
     config: dict
     lines: list[dict]
+    verdicts: dict[str, dict[str, str]] = field(default_factory=dict)  # by task and instruction, a letter per question
     difference: str = ""  # from the settings that are wanted, if there is one
 
     def value(self, key: str = "correct", line: int = -1, task: str = "") -> float | None:
@@ -71,7 +73,7 @@ def read_result(path: Path) -> Result:
         shown = [line for line in lines if "iteration" in line]
         if not shown or not isinstance(config["settings"] | config["run"], dict):
             raise ValueError("it has no finished iteration")
-        return Result(config, shown)
+        return Result(config, shown, lines[-1].get("verdicts", {}))
 
 
 def _lines_of_run(out: Path) -> list[dict]:
@@ -97,8 +99,6 @@ def difference(config: dict, arguments: list[str]) -> str:
     """The first setting, known to both, in which a run differs from these arguments; where it ran does not count."""
     wanted = _settings_that_matter(train.parse_arguments(arguments))
     made = config["run"] | config["settings"]
-    if isinstance(made.get("sub_output"), bool):  # a run from when there was one kind of sub-outputs
-        made["sub_output"] = "decoder" if made["sub_output"] else "none"
     for name, value in wanted.items():
         if name in made and made[name] != value:
             return f"{flag(name)} {made[name]}, not {value}"
@@ -193,25 +193,6 @@ def over_seeds(shares: list[float], n: int) -> Estimate:
     return Estimate(mean, max(0.0, low), min(1.0, high))
 
 
-def combined(estimates: list[Estimate], signs: list[int], divisor: int = 1) -> Estimate:
-    """The sum of some estimates, each with its sign, over a divisor, as if their errors were independent."""
-    pairs = zip(signs, estimates, strict=True)
-    terms = [(sign * e.mean, *sorted((sign * (e.low - e.mean), sign * (e.high - e.mean)))) for sign, e in pairs]
-    means, down, up = zip(*terms, strict=True)
-    mean = math.fsum(means) / divisor
-    return Estimate(mean, mean - math.hypot(*down) / divisor, mean + math.hypot(*up) / divisor)
-
-
-def average(estimates: list[Estimate | None]) -> Estimate | None:
-    """The mean over tasks; None unless all are there."""
-    return combined(estimates, [1] * len(estimates), len(estimates)) if all(estimates) else None
-
-
-def lead(ours: Estimate | None, others: list[Estimate | None]) -> Estimate | None:
-    """How far ours is ahead of the best other. They share the test questions, so the interval is too wide."""
-    return combined([ours, max(others, key=lambda e: e.mean)], [1, -1]) if ours and all(others) else None
-
-
 def measured(results: Results, names: list[str], key="correct", line: int = -1, task: str = "") -> Estimate | None:
     """The estimate from those of the named runs that are finished, with a note if not all are; None if none is."""
     found = [results[name] for name in names if name in results]
@@ -223,10 +204,73 @@ def measured(results: Results, names: list[str], key="correct", line: int = -1, 
     return replace(over_seeds(shares, found[0].n(task)), note=note)
 
 
+DRAWS = 2000  # of the bootstrap
+
+
+def bootstrap_means(names: list[list[str]], results: Results, asked: str, verdict: str) -> np.ndarray | None:
+    """Means over tasks of a verdict's share: what was measured, then DRAWS draws of seeds and questions; None if runs lack.
+
+    names: for each task, its runs' names, a run per seed. For the same numbers of tasks and seeds the draws are the same
+    ones, so that means of several methods may be subtracted: they are paired over questions and seeds.
+    """
+    total = np.zeros(DRAWS + 1)
+    for number, of_task in enumerate(names):
+        found = [letters[asked] for name in of_task if name in results for letters in results[name].verdicts.values()]
+        if len(found) < len(of_task):
+            return None
+        hits = np.array([[letter == verdict for letter in letters] for letters in found])  # (seeds, questions)
+        rng = np.random.default_rng(number)
+        seeds, questions = (rng.multinomial(n, np.full(n, 1 / n), DRAWS) for n in hits.shape)
+        drawn = ((seeds @ hits) * questions).sum(axis=1) / hits.size
+        total += np.concatenate([[hits.mean()], drawn])
+    return total / len(names)
+
+
+def interval(means: np.ndarray) -> Estimate:
+    """What was measured, with the middle 95 % of the draws."""
+    return Estimate(means[0], *np.percentile(means[1:], (2.5, 97.5)))
+
+
+def bootstrap(
+    names: dict[str, list[list[str]]], results: Results, asked: str = "correct", verdict: str = "r", minus: str = ""
+) -> dict[str, Estimate]:
+    """By method, its mean over tasks, or how far that is above the mean of the method `minus`. Unfinished ones are left out."""
+    means = {method: bootstrap_means(tasks, results, asked, verdict) for method, tasks in names.items()}
+    done = {method: values for method, values in means.items() if values is not None}
+    if minus:
+        return {method: interval(values - done[minus]) for method, values in done.items() if minus in done}
+    return {method: interval(values) for method, values in done.items()}
+
+
+def bootstrap_ranks(names: dict[str, list[list[str]]], results: Results) -> dict[str, str]:
+    """By method, its rank by the mean of right answers, 1 being the best, and the ranks of 95 % of the draws."""
+    means = {method: bootstrap_means(tasks, results, "correct", "r") for method, tasks in names.items()}
+    done = {method: values for method, values in means.items() if values is not None}
+    ranks = {m: 1 + sum(other > values for other in done.values()) for m, values in done.items()}
+    return {m: "{} [{:.0f}, {:.0f}]".format(r[0], *np.percentile(r[1:], (2.5, 97.5))) for m, r in ranks.items()}
+
+
+def steps(result: Result) -> int:
+    """The gradient steps of a run, without those of a critic."""
+    return sum(line.get("steps", 0) for line in result.lines)
+
+
+def seconds_of_work(result: Result) -> float:
+    """The seconds in which a run sampled and trained."""
+    return sum(line["seconds"].get(part, 0.0) for line in result.lines for part in ("sampling", "training"))
+
+
 # --- Pictures ---------------------------------------------------------------------------------------------------------
 
 # One color per method in all pictures, told apart by readers with any color vision (Okabe and Ito, 2008).
-COLORS = {"fine-tuning": "#000000", "PPO": "#0072B2", "FARL": "#009E73", "HIR": "#D55E00", "all tasks": "#777777"}
+COLORS = {
+    "fine-tuning": "#000000",
+    "PPO": "#0072B2",
+    "FARL": "#009E73",
+    "GRPO": "#CC79A7",
+    "HIR": "#D55E00",
+    "all tasks": "#777777",
+}
 CYCLE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 STYLE = {
     "figure.dpi": 150, "font.size": 8, "axes.titlesize": 8, "axes.titlelocation": "left", "axes.spines.top": False,

@@ -22,6 +22,7 @@ from support import REPOSITORY
 from support.files import read_lines, write_lines
 
 TASKS = ("logical_deduction_three_objects", "geometric_shapes")
+RESULTS = REPOSITORY / "results" / "search.jsonl"
 TRIALS = 12  # of each method
 BUDGET = "--iterations 8 --questions 25 --online-samples 4 --warmup-steps 2 --test-size 200 --interim-test-size 100"
 ASKED = "--validation --seed 1"
@@ -67,21 +68,30 @@ def make_run(runs: Path, jobs: int, run: tuple[str, str, str]) -> dict | None:
     )
 
 
-def summary(lines: list[dict], method: str) -> str:
-    """A method's best trial, by its learning curve's mean over the tasks, among those that count as found."""
+def ranking(results: Path, method: str) -> list[tuple[float, float, float, str]]:
+    """The finished trials of a method, best first: mean over iterations, at the end, malformed if asked wrongly, flags."""
     rows = []
     for flags in trials(method):
-        of_trial = [line for line in lines if (line["method"], line["flags"]) == (method, flags)]
-        if len(of_trial) == len(TASKS) and (method != "hir" or max(x["malformed"] for x in of_trial) <= MALFORMED):
-            rows.append((statistics.mean(line["curve"] for line in of_trial), flags))
-    curve, flags = max(rows, default=(0.0, "nothing"))
-    return f"{method:5} {100 * curve:5.1f} %  {flags}  ({len(rows)} of {TRIALS} trials count)"
+        runs = [line for line in read_lines(results) if (line["method"], line["flags"]) == (method, flags)]
+        if len(runs) == len(TASKS):
+            curve, end = (statistics.mean(run[key] for run in runs) for key in ("curve", "correct"))
+            rows.append((curve, end, max(run["malformed"] for run in runs), flags))
+    return sorted(rows, reverse=True)
+
+
+def found(results: Path | None = None) -> dict[str, str]:
+    """The flags of each method's best trial; of HIR, malformed answers rule a trial out."""
+    best = {}
+    for method in GRIDS:
+        counts = [row[-1] for row in ranking(results or RESULTS, method) if method != "hir" or row[2] <= MALFORMED]
+        best |= {method: counts[0]} if counts else {}
+    return best
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--results", type=Path, default=REPOSITORY / "results" / "search.jsonl")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "search")
     parser.add_argument("--jobs", type=int, default=1, help="runs that are made at once")
     args = parser.parse_args(argv)
@@ -96,7 +106,9 @@ def main(argv: list[str] | None = None) -> int:
             lines += [line] if line else []
             write_lines(args.results, lines)
             print(json.dumps(line) if line else "failed; its trial does not count", flush=True)
-    print("\n".join(summary(lines, method) for method in GRIDS))
+    for method, flags in found(args.results).items():
+        curve = next(row[0] for row in ranking(args.results, method) if row[-1] == flags)
+        print(f"{method:5} {100 * curve:5.1f} %  {flags}")
     return 0
 
 

@@ -33,7 +33,7 @@ def test_runs_are_made_once_and_the_best_trial_is_found(tmp_path, monkeypatch, c
     def made(runs, jobs, run):
         method, flags, task = run
         correct = 1.0 if flags == noise else 0.9 if flags == best[method] else 0.5
-        shares = {"curve": correct, "malformed": 0.2 * (flags == noise and task == search.TASKS[1])}
+        shares = {"curve": correct, "correct": correct, "malformed": 0.2 * (flags == noise and task == search.TASKS[1])}
         return {"method": method, "flags": flags, "task": task, "seconds": 30} | shares
 
     monkeypatch.setattr(search, "make_run", made)
@@ -41,7 +41,7 @@ def test_runs_are_made_once_and_the_best_trial_is_found(tmp_path, monkeypatch, c
     assert search.main(arguments) == 0
     number = len(search.GRIDS) * search.TRIALS * len(search.TASKS)
     found = capsys.readouterr().out
-    assert f"{number} runs to make" in found and all(f" 90.0 %  {flags}  (" in found for flags in best.values())
+    assert f"{number} runs to make" in found and all(f" 90.0 %  {flags}\n" in found for flags in best.values())
     assert len([json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()]) == number
     monkeypatch.setattr(search, "make_run", lambda *_: pytest.fail("a run was made again"))
     assert search.main(arguments) == 0 and "0 runs to make" in capsys.readouterr().out
