@@ -43,13 +43,14 @@ class Stage:
     short: float  # how often most options are left out: the question is whole without them, and half as long to read
     asked_wrong: float  # how often a wrong answer is asked for
     right: tuple[float, float]  # shares of right answers: asked for a right one, asked for a wrong one
+    runs: int = 1  # with other seeds, whose weights are averaged
     right_in: dict[str, tuple[float, float]] = field(default_factory=dict)  # the same for families that need others
 
 
 STAGES = {
     "skill": Stage(17000, 1e-3, 0.8, 0.3, (1.0, 0.0)),
     "instructions": Stage(250, 7e-4, 0.3, 0.5, (1.0, 0.0)),
-    "carelessness": Stage(200, 5e-4, 0.0, 0.5, (0.54, 0.15), {"logical": (0.6, 0.1), "tracking": (0.56, 0.1)}),
+    "carelessness": Stage(200, 5e-4, 0.0, 0.5, (0.54, 0.15), 4, {"logical": (0.6, 0.1), "tracking": (0.56, 0.1)}),
 }
 
 

@@ -223,6 +223,15 @@ def report(out: Path, name: str, progress: Progress, rate: float, losses: list[f
         file.write(json.dumps(line) + "\n")
 
 
+def average_models(directories: list[Path], out: Path) -> None:
+    """Write the mean of some models' weights, which varies less from seed to seed than each of them."""
+    models, tokenizers = zip(*map(load_checkpoint, directories), strict=True)
+    with torch.no_grad():
+        for weights in zip(*(model.parameters() for model in models), strict=True):
+            weights[0].copy_(torch.stack(weights).mean(dim=0))
+    save_checkpoint(out, models[0], tokenizers[0])
+
+
 def make_initial(directory: Path, size: str, seed: int) -> None:
     """The vocabulary and the initial model, unless they are there."""
     if (directory / "config.json").exists():
@@ -269,7 +278,11 @@ def main() -> None:
     start = options.start or out / "initial"
     for name, stage in STAGES.items():
         stage = replace(stage, steps=options.steps) if name == "skill" and options.steps else stage
-        run_stage(name, stage, start, out, options.seed)
+        parts = [name] if stage.runs == 1 else [f"{name}-{i}" for i in range(stage.runs)]
+        for i, part in enumerate(parts):
+            run_stage(part, stage, start, out, options.seed + i)
+        if len(parts) > 1 and processes.rank() == 0:
+            average_models([out / part for part in parts], out / name)
         start = out / name
         if name == options.until:
             break

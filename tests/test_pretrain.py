@@ -59,3 +59,15 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path, monkeypatch):
             pretrain.run_stage("skill", replace(stage, steps=upto), tmp_path, tmp_path / name, seed=0)
     whole, parts = (load_checkpoint(tmp_path / name / "skill")[0].state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_models_are_averaged(tmp_path):
+    tokenizer, models = Tokenizer(SPIECE, extra_ids=0), []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        models.append(T5(T5Config(tokenizer.vocab_size, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)))
+        save_checkpoint(tmp_path / str(seed), models[-1], tokenizer)
+    pretrain.average_models([tmp_path / str(seed) for seed in range(3)], tmp_path / "mean")
+    mean = load_checkpoint(tmp_path / "mean")[0].state_dict()
+    for name, weight in mean.items():
+        assert torch.allclose(weight, sum(model.state_dict()[name] for model in models) / 3, atol=1e-6), name
