@@ -2,6 +2,7 @@
 
 import re
 
+MAX_OPTIONS = 1000
 TITLE = r"(?:answer )?(?:options|choices):"
 DASH = re.compile(r"[-*•] (?P<text>.*)")
 LETTER = re.compile(r"\(?(?P<letter>[A-Za-z]{1,2})[).] *(?P<text>.*)")
@@ -26,8 +27,8 @@ def options_in(text: str) -> tuple[str, list[str]]:
     lines = text.rstrip().split("\n")
     if in_one_line := re.fullmatch(rf"(?i)(.*\b)?({TITLE})\s*(\(A\) .*)", lines[-1]):
         question, title, options = in_one_line.groups()
-        lines[-1:] = [question or "", title, *re.split(r"\s+(?=\([A-Z]{1,2}\) )", options)]
-    for start in range(1, len(lines)):
+        lines[-1:] = [question or "", title, *re.split(r"(?<!\s)\s+(?=\([A-Z]{1,2}\) )", options)]
+    for start in range(max(1, len(lines) - MAX_OPTIONS), len(lines)):
         titled = re.fullmatch(rf"(?i)\s*{TITLE}\s*", lines[start - 1]) is not None
         options = without_letters(lines[start:]) or (_texts(DASH, lines[start:]) if titled else [])
         if len(options) >= (1 if titled else 2) and any(map(str.strip, lines[: start - titled])):

@@ -8,9 +8,10 @@ from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
-from support import json_text, options
+from support import json_text
 from support.downloads import download
 from support.errors import InputError, input_errors
+from support.options import MAX_OPTIONS, meant, options_in, without_letters
 
 # Directory under benchmark_tasks -> SHA-256 of the official task.json in it.
 SHA256 = {
@@ -34,7 +35,6 @@ PLACES = ("bigbench/benchmark_tasks", "benchmark_tasks", "bbh", ".")
 
 BIGBENCH_URL = "https://raw.githubusercontent.com/google/BIG-bench/main/bigbench/benchmark_tasks"
 MAX_BYTES = 100_000_000
-MAX_OPTIONS = 1000
 MAX_LENGTH = 20_000  # characters of a question with its options, or of an answer; official ones have up to 900
 
 
@@ -71,7 +71,7 @@ def find(data: str | Path) -> dict[str, Path]:
 
     NAME/task.json and NAME.json are the task NAME, FAMILY/NAME/task.json is FAMILY_NAME. The official ones come first.
     """
-    place, found = Path(os.path.abspath(data)), {}
+    place, found = Path(data), {}
     with input_errors(f"{data} cannot be read", 'name another directory, or "official"', OSError):
         if place.is_file():
             return {_name(place, place.parent): place}
@@ -81,7 +81,7 @@ def find(data: str | Path) -> dict[str, Path]:
             )
         for directory in (place / name for name in PLACES):
             for pattern in ("*/task.json", "*/*/task.json", "*.json"):
-                for path in set(directory.glob(pattern)) - set(found.values()):
+                for path in sorted(set(directory.glob(pattern)) - set(found.values())):
                     found.setdefault(_name(path, directory), path)
     if not found:
         raise InputError(f"{data} holds no task: put NAME/task.json or NAME.json there")
@@ -91,15 +91,20 @@ def find(data: str | Path) -> dict[str, Path]:
 
 def _name(path: Path, directory: Path) -> str:
     """The name of the task in a file."""
-    folder = path.parent if path.name == "task.json" else path.with_suffix("")
+    folder = Path(os.path.abspath(path.parent if path.name == "task.json" else path.with_suffix("")))
     official = f"{folder.parent.name}_{folder.name}"
-    return official if official in DIRECTORY else "_".join(folder.relative_to(directory).parts) or folder.name
+    return (
+        official
+        if official in DIRECTORY
+        else "_".join(folder.relative_to(os.path.abspath(directory)).parts) or folder.name
+    )
 
 
 def families(data: str | Path) -> dict[str, str]:
     """The tasks that there are in the data, each with the family that it belongs to, or with its own name."""
     files = {} if data in ("generated", "official") else find(data)
-    nested = {task: path.parents[1].name for task, path in files.items() if task.endswith(f"_{path.parent.name}")}
+    parts = {task: path.parts for task, path in files.items() if path.name == "task.json" and len(path.parts) > 2}
+    nested = {task: names[-3] for task, names in parts.items() if task == "_".join(names[-3:-1])}
     return {task: DIRECTORY.get(task, nested.get(task, task)).split("/")[0] for task in files or DIRECTORY}
 
 
@@ -156,7 +161,7 @@ def ignored(path: Path) -> tuple[set[str], int]:
     for entry in content["examples"]:
         answer = {"target_scores"} if "target_scores" in entry else {"target", _list_of(entry)}
         names |= entry.keys() - {"input", "steps"} - answer
-        strangers += "target" in _normalized(entry) and options.options_in(entry["input"])[1] != []
+        strangers += "target" in _normalized(entry) and options_in(entry["input"])[1] != []
     return names, strangers
 
 
@@ -180,14 +185,14 @@ def _content(path: Path) -> dict:
 
 def _normalized(entry: dict) -> dict:
     """An entry with `target_scores` if it has options in any form, else with a list `target`."""
-    question, inside = options.options_in(entry["input"])
+    question, inside = options_in(entry["input"])
     steps = {"steps": entry["steps"].strip().rstrip(".")} if "steps" in entry else {}
     if scores := entry.get("target_scores"):
         best = max(scores.values())
         choices, right = list(scores), {option for option, score in scores.items() if score == best}
     else:
         choices = _listed(entry) or inside
-        right = {option for target in _targets(entry) for option in options.meant(target, choices)}
+        right = {option for target in _targets(entry) for option in meant(target, choices)}
     if not right:
         return {"input": entry["input"], "target": _targets(entry)} | steps
     question = question if set(inside) == set(choices) else entry["input"]
@@ -209,7 +214,7 @@ def _listed(entry: dict) -> list:
     """The texts in this field, without letters that stand before them; [] if there is no such field."""
     listed = entry.get(_list_of(entry), [])
     listed = list(map(_as_text, listed)) if isinstance(listed, list) else [None]
-    return listed if not all(map(_is_text, listed)) else options.without_letters(listed) or listed
+    return listed if not all(map(_is_text, listed)) else without_letters(listed) or listed
 
 
 def _as_text(value: object) -> object:
@@ -243,7 +248,7 @@ def _problem(entry: object) -> str:
         return f'"{_list_of(entry)}" is not a list of texts: write ["red", "blue"]'
     if problem := _problem_of_scores(dict.fromkeys(listed, 1), len(entry["input"])):
         return problem
-    if all(options.meant(target, listed) for target in targets):
+    if all(meant(target, listed) for target in targets):
         return ""
     return f'"target" is none of the {_list_of(entry)}: write the text of one of them, or its letter'
 

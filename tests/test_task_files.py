@@ -2,12 +2,12 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 
+import train
 from baselines.imitation import demonstrations
 from bigbench_tasks import TASKS, Example, expand, load
 from feedback import judge
@@ -126,19 +126,27 @@ def test_mistakes_in_the_data_are_said(tmp_path):
     assert "none of the options" in line and "2 of movie_recommendation" in line
 
 
-def command(*arguments, **how):
-    arguments = [sys.executable, str(ROOT / "train.py"), "--checkpoint", str(ROOT / "checkpoints/t5-nano"), *arguments]
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=False, **how)
+@pytest.fixture
+def command(capsys):
+    """The command with these arguments, on the smallest model: its exit code, what it prints, its errors."""
+
+    def run(*arguments):
+        code = train.main(["--checkpoint", str(ROOT / "checkpoints/t5-nano"), *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return run
 
 
-def test_big_bench_hard_is_evaluated_and_trained_on(checkout, tmp_path):
+def test_big_bench_hard_is_evaluated_and_trained_on(checkout, tmp_path, command):
     for method in ("none", "hir"):
         out = tmp_path / method
-        done = command("--data", checkout, "--task", "all", "--method", method, "--iterations", "1", "--out", out)
-        assert done.returncode == 0, done.stderr
+        code, printed, _ = command(
+            "--data", checkout, "--task", "all", "--method", method, "--iterations", 1, "--out", out
+        )
+        assert code == 0 and "27 test questions" in printed
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         assert len(lines) == 1 + (method == "hir") and set(lines[-1]["tasks"]) == set(HARD)
-    assert lines[-1]["sampled"] == 27 * 4 * 4 and "27 test questions" in done.stdout
+    assert lines[-1]["sampled"] == 27 * 4 * 4
 
 
 # --- Other tasks of BIG-bench -----------------------------------------------------------------------------------------
@@ -304,6 +312,10 @@ def test_whatever_is_unambiguous_is_found(tmp_path, monkeypatch):
         assert load(task, data) == [Example("Which?", ("x",), task=task)]
     monkeypatch.chdir(one.parent)
     assert expand("capitals", ".") == ["capitals"]
+    write(mine / "seas_mine.json", b"")
+    with pytest.raises(InputError, match=r"did you mean rivers\?\): choose from capitals, rivers, seas_mine, or all$"):
+        expand("river", mine)
+    (mine / "seas_mine.json").unlink()
     for name, data, match in (
         ("capitls", mine, r"no task \"capitls\" in .*mine \(did you mean capitals\?\): choose from capitals, rivers, or all$"),
         ("word_sorting", mine, "choose from capitals, rivers"), ("../mine/capitals", mine, "no task"),
@@ -343,37 +355,37 @@ def own(tmp_path):
 
 
 def test_list(own):
-    done = command("--list", "--data", own)
-    assert done.returncode == 0 and done.stderr == ""
+    """As a process of its own, as nothing else may be printed."""
+    program = [sys.executable, str(ROOT / "train.py"), "--list"]
     prompt = "  | Solve the question with correct answer.\n  | \n  | Q: What follows 0?\n  | A:"
-    assert done.stdout == (
+    listed = subprocess.run([*program, "--data", own], capture_output=True, text=True, timeout=600, check=True)
+    assert listed.stdout == (
         f"after: 9 questions to train on, 3 to test on\n{prompt}\n\nIgnored in the task files: hint.\n"
     )
-    done = command("--list")
-    assert [line.split(":")[0] for line in done.stdout.splitlines() if line.endswith("generated")] == list(TASKS)
+    listed = subprocess.run(program, capture_output=True, text=True, timeout=600, check=True)
+    assert [line.split(":")[0] for line in listed.stdout.splitlines() if line.endswith("generated")] == list(TASKS)
 
 
-def test_little_data_is_said_or_refused(own, tmp_path, capsys):
-    small = ("--data", own, "--task", "all", "--iterations", "1", "--out", tmp_path / "run")
-    done = command(*small)
-    assert done.returncode == 0 and "Ignored in the task files: hint.\n" in done.stdout
-    assert "Few test questions, so that accuracies say little: after has 3.\n" in done.stdout
-    shutil.rmtree(tmp_path / "run")
+def test_little_data_is_said_or_refused(own, tmp_path, command):
+    small = ("--data", own, "--task", "all", "--iterations", 1)
+    code, printed, _ = command(*small, "--out", tmp_path / "small")
+    assert code == 0 and "Ignored in the task files: hint.\n" in printed
+    assert "Few test questions, so that accuracies say little: after has 3.\n" in printed
     write(own / "after.json", {"examples": [json.loads(EXAMPLE)]})
-    for arguments, missing in (((), "train on"), (("--method", "none", "--validation"), "test on")):
-        done = command(*small, *arguments)
-        assert done.returncode == 2 and f"after: no question is left to {missing}; add examples" in done.stderr
-    assert command(*small, "--method", "none").returncode == 0
+    for arguments, missing in ((("--method", "sft"), "train on"), (("--method", "none", "--validation"), "test on")):
+        code, printed, error = command(*small, *arguments, "--out", tmp_path / "one")
+        assert code == 2 and f"after: no question is left to {missing}; add examples" in error
+        assert not (tmp_path / "one").exists()
+    assert command(*small, "--method", "none", "--out", tmp_path / "one")[0] == 0
 
 
-def test_an_edited_task_file_is_noticed(own, tmp_path):
-    arguments = ("--task", "after", "--method", "hir", "--out", tmp_path / "run")
-    assert command(*arguments, "--data", own, "--iterations", "1").returncode == 0
+def test_an_edited_task_file_is_noticed(own, tmp_path, command):
+    arguments = ("--task", "after", "--out", tmp_path / "run", "--iterations")
+    assert command(*arguments, 0, "--data", own)[0] == 0
     moved = own.rename(tmp_path / "elsewhere")
-    done = command(*arguments, "--data", f"{moved}/", "--iterations", "2", "--resume")
-    assert done.returncode == 0, done.stderr
+    assert command(*arguments, 1, "--data", f"{moved}/", "--resume")[0] == 0
     file = moved / "after.json"
     file.write_text(file.read_text().replace("follows 3", "comes after 3"))
-    done = command(*arguments, "--data", moved, "--iterations", "3", "--resume")
-    assert done.returncode == 2 and done.stderr.startswith("train.py: the task file of after has changed since")
+    code, _, error = command(*arguments, 2, "--data", moved, "--resume")
+    assert code == 2 and error.startswith("train.py: the task file of after has changed since")
     assert task_files.sums(["word_sorting"], "official") == {}
