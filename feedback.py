@@ -65,9 +65,10 @@ def score_choice(answer: str, example: Example) -> Verdict:
 
 
 def score_number(answer: str, example: Example) -> Verdict:
-    """A number as a numeral or in words: `12`, `Twelve.`"""
-    number = parse_number(answer)
-    return _verdict(number is not None, any(number == parse_number(target) for target in example.targets))
+    """A whole number: `12`, `Twelve.`; one below zero only where the question or a target has a minus before a number."""
+    number, minus = parse_number(answer), re.search(r"-\s?[0-9(]", f"{example.question} {example.targets}")
+    well_formed = number is not None and (number >= 0 or minus is not None)
+    return _verdict(well_formed, any(number == parse_number(target) for target in example.targets))
 
 
 def score_words(answer: str, example: Example) -> Verdict:

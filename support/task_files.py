@@ -93,11 +93,9 @@ def _name(path: Path, directory: Path) -> str:
     """The name of the task in a file."""
     folder = Path(os.path.abspath(path.parent if path.name == "task.json" else path.with_suffix("")))
     official = f"{folder.parent.name}_{folder.name}"
-    return (
-        official
-        if official in DIRECTORY
-        else "_".join(folder.relative_to(os.path.abspath(directory)).parts) or folder.name
-    )
+    if official in DIRECTORY:
+        return official
+    return "_".join(folder.relative_to(os.path.abspath(directory)).parts) or folder.name
 
 
 def families(data: str | Path) -> dict[str, str]:

@@ -35,7 +35,8 @@ def check_questions(run: Any, tests: Mapping[str, list], num_questions: int) -> 
 def remarks(tasks: list[str], data: str) -> list[str]:
     """What in the task files is ignored, and what is doubtful, each in one line for all tasks."""
     found = {task: task_files.ignored(task_files.locate(task, data)) for task in tasks}
-    names = sorted({name if name.isidentifier() else repr(name) for fields, _ in found.values() for name in fields})
+    fields = {name[:40] for names, _ in found.values() for name in names}
+    names = sorted(name if name.isidentifier() else repr(name) for name in fields)
     names[20:] = [f"and {len(names) - 20} more"] * (len(names) > 20)
     doubtful = [f"{number} of {task}" for task, (_, number) in found.items() if number]
     lines = [f"Ignored in the task files: {', '.join(names)}."] if names else []

@@ -105,12 +105,14 @@ def test_the_27_tasks_of_big_bench_hard(checkout):
     verdicts = {
         "web_of_lies": "Yes",
         "boolean_expressions": "TRUE.",
-        "multistep_arithmetic_two": "9",
-        "object_counting": "-3",
+        "multistep_arithmetic_two": "-8",
+        "object_counting": "4",
     }
     for task, wrong in verdicts.items():
         example = load(task, checkout)[0]
         assert (judge(wrong, example), judge("a cow", example)) == ("wrong", "malformed"), task
+    assert judge("-3", load("object_counting", checkout)[0]) == "malformed", "there is nothing to subtract"
+    assert judge("-3", Example("5 - 2?", ("3",))) == "wrong"
 
 
 def test_mistakes_in_the_data_are_said(tmp_path):
