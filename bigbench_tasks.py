@@ -1,7 +1,7 @@
 """The twelve BIG-bench tasks of the paper: from task files, or from grammars, to questions with their right answers.
 
     load("word_sorting", "official")          the official examples, downloaded once
-    load("word_sorting", "benchmark_tasks")   the same from a directory laid out like BIG-bench's benchmark_tasks
+    load("navigate", "BIG-Bench-Hard")        those of any task file: from a checkout, or written by yourself
     generate("word_sorting", 1000, seed=0)    questions of the same form, from support/grammars
 
 Questions are worded as in the authors' code (commit b598587). One thing differs on purpose: options are shuffled unless
@@ -10,6 +10,7 @@ Questions are worded as in the authors' code (commit b598587). One thing differs
 
 import hashlib
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import numpy as np
 from support import task_files
 from support.errors import InputError
 from support.grammars import GENERATORS
+from support.options import option_letter
 
 SIZES = ("three", "five", "seven")
 TASKS = (
@@ -49,33 +51,18 @@ class Example:
 def expand(names: str, data: str | Path = "generated") -> list[str]:
     """The tasks meant by a name, a family ("logical_deduction" is its three sizes), a list with commas, or "all".
 
-    Where `data` is a directory, the name of a directory in it with a task.json is a task, too.
+    Where `data` is a directory, the tasks are those whose files are there; see support/task_files.py.
     """
-    families = {directory.split("/")[0] for directory in task_files.DIRECTORY.values()} - set(TASKS)
-    chosen = []
-    for name in (part.strip() for part in names.split(",")):
-        found = [task for task in TASKS if name in ("all", task, task_files.DIRECTORY[task].split("/")[0])]
-        found = found or [name] * (Path(name).name == name and task_files.path_of(name, data).exists())
+    families, chosen = task_files.families(data), []
+    for name in (part.strip().strip("/").replace("/", "_") for part in names.split(",")):
+        found = [task for task, family in families.items() if name in ("all", task, family)]
         if not found:
-            raise InputError(
-                f'there is no task "{name}": choose from {", ".join((*TASKS, *sorted(families)))}, or all, '
-                "or name a directory with a task.json in the directory that is the data"
-            )
+            raise task_files.unknown(name, data)
         chosen += [task for task in found if task not in chosen]
     return chosen
 
 
 # --- From the BIG-bench format to a question --------------------------------------------------------------------------
-
-
-def option_letter(index: int) -> str:
-    """(A) to (Z), then (AA), (AB) and so on. (The authors write chr(65 + index), which beyond Z is "[" and so on.)"""
-    name = ""
-    while index >= 0:
-        index, rest = divmod(index, 26)
-        name = chr(ord("A") + rest) + name
-        index -= 1
-    return f"({name})"
 
 
 def _stem(entry: dict) -> str:
@@ -108,15 +95,15 @@ def _example(task: str, entry: dict, rng: random.Random | None) -> Example:
 def load(task: str, data: str | Path, option_order: str = "shuffled", seed: int = 0) -> list[Example]:
     """The questions of a task file, in the order of the file.
 
-    task: one of TASKS, or, where data is a directory, one of your own: the name of a directory in it with a task.json.
-    data: "official", or a directory laid out like BIG-bench's benchmark_tasks.
+    task: one of TASKS, or, where data is a directory, one of your own.
+    data: "official", or a directory of task files, such as a checkout of BIG-bench or of BIG-Bench Hard.
     option_order: "shuffled" (the order depends on `seed` and the question, so it never changes) or "official".
     """
-    if task not in TASKS and data == "official":
-        raise InputError(f'there is no task "{task}": choose from {", ".join(TASKS)}')
     if option_order not in ("shuffled", "official"):
         raise InputError(f'there is no option order "{option_order}": choose shuffled or official')
-    entries = task_files.read(task_files.official(task) if data == "official" else task_files.path_of(task, data))
+    entries = task_files.read(task_files.locate(task, data))
+    if task not in TASKS:  # the authors' code takes empty lines out, and with them what separates two sentences
+        entries = [entry | {"input": re.sub(r"\n\s*\n", "\n", entry["input"])} for entry in entries]
     if option_order == "official":
         return [_example(task, entry, None) for entry in entries]
     return [_example(task, entry, random.Random(f"{seed}/{_stem(entry)}")) for entry in entries]
@@ -140,7 +127,7 @@ def generate(task: str, n: int, seed: int, part: str = "train", level: float | N
     level: None for the official sizes, from 0 to 1 for easier questions of the same kind, as in a curriculum.
     """
     if task not in TASKS:
-        raise InputError(f'there is no task "{task}": choose from {", ".join(TASKS)}')
+        raise task_files.unknown(task, "generated")
     if part not in ("train", "test"):
         raise InputError(f'there is no part "{part}": choose train or test')
     rng = random.Random(f"{task}/{seed}/{part}/{level}")

@@ -65,9 +65,10 @@ def score_choice(answer: str, example: Example) -> Verdict:
 
 
 def score_number(answer: str, example: Example) -> Verdict:
-    """A number as a numeral or in words: `12`, `Twelve.`"""
-    number = parse_number(answer)
-    return _verdict(number is not None, any(number == parse_number(target) for target in example.targets))
+    """A whole number: `12`, `Twelve.`; one below zero only where the question or a target has a minus before a number."""
+    number, minus = parse_number(answer), re.search(r"-\s?[0-9(]", f"{example.question} {example.targets}")
+    well_formed = number is not None and (number >= 0 or minus is not None)
+    return _verdict(well_formed, any(number == parse_number(target) for target in example.targets))
 
 
 def score_words(answer: str, example: Example) -> Verdict:
@@ -78,22 +79,24 @@ def score_words(answer: str, example: Example) -> Verdict:
 
 
 def score_text(answer: str, example: Example) -> Verdict:
-    """Free text: any is an answer, and one that equals a target up to formatting is right."""
-    text = normalize(answer)
-    return _verdict(text != "", any(text == normalize(target) for target in example.targets))
+    """Free text: any is an answer, unless only yes and no are; one that equals a target up to formatting is right."""
+    text, targets = normalize(answer), {normalize(target) for target in example.targets}
+    answers = next((pair for pair in YES_NO if targets <= pair), {text} - {""})
+    return _verdict(text in answers, text in targets)
 
 
 def parse_number(text: str) -> int | None:
-    """The number that a numeral or an English number word below one hundred names; None if it names none."""
+    """The whole number that a numeral or an English number word below one hundred names; None if it names none."""
     text = normalize(text)
     # The bound keeps absurd outputs away from int(), which refuses very long numerals with an exception.
-    if re.fullmatch(r"[0-9]{1,18}", text):
+    if re.fullmatch(r"-?[0-9]{1,18}", text):
         return int(text)
     return _NUMBERS.get(text.replace("-", ""))
 
 
 # The scorers of tasks whose kind of answer cannot be inferred; register those of your own tasks here.
 SCORERS: dict[str, Callable[[str, Example], Verdict]] = {"word_sorting": score_words}
+YES_NO = ({"yes", "no"}, {"true", "false"})
 _NUMBERS = {word.replace("-", ""): number for number, word in enumerate(NUMBER_WORDS)}
 
 

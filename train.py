@@ -21,7 +21,7 @@ from baselines import grpo, imitation, ppo
 from bigbench_tasks import Example, expand, generate, load, split
 from feedback import judge
 from model_t5 import T5, Tokenizer, load_checkpoint, save_checkpoint
-from support import REPOSITORY, exits, explain, processes
+from support import REPOSITORY, exits, explain, processes, task_files, task_list
 from support.hub import model_width
 from support.learner import Iteration, Learner
 from support.machine import MachineSettings, choose_device, describe, fuse_kernels
@@ -41,7 +41,7 @@ class RunConfig:
     task: str = setting("logical_deduction", "a task, a family such as logical_deduction, a list with commas, or all")
     method: str = setting("hir", "how to train; none only evaluates", ("hir", "sft", "farl", "ppo", "grpo", "none"))
     checkpoint: str = setting("checkpoints/t5-mini", "a directory, or a hub name such as google/flan-t5-base")
-    data: str = setting("generated", "generated, official (downloaded), or a directory laid out like benchmark_tasks")
+    data: str = setting("generated", "generated, official (downloaded), or task files: a directory or one of them")
     option_order: str = setting("shuffled", "the order of an official question's options", ("shuffled", "official"))
     iterations: int = setting(30, "rounds of sampling and training (N of Algorithm 1)")
     questions: int = setting(0, "training questions per task and iteration; 0: the whole training split")
@@ -52,6 +52,7 @@ class RunConfig:
     out: str = setting("", "directory of the run; by default runs/ and a name from task, method, checkpoint and seed")
     resume: bool = setting(False, "continue after the last complete iteration of this run")
     seed: int = setting(0, "seed of everything that is drawn at random")
+    list: bool = setting(False, "list the tasks in the data, each with its first question, and do nothing else")
     explain: bool = setting(False, "walk through one iteration on up to four questions, and write nothing")
 
 
@@ -181,10 +182,12 @@ def train(s: AllSettings) -> dict:
     tasks = expand(run.task, run.data)
     out = Path(run.out or REPOSITORY / "runs" / default_name(run))
     config = {"run": as_values(run, s.machine), "settings": as_values(s.method, getattr(s, run.method, s.method))}
+    config["task_files"] = task_files.sums(tasks, run.data)
     # Bad input is reported before long work begins or anything is written.
     check_run(out, config, run.resume)
     tests, questions = held_out_questions(run, tasks), partial(training_questions, run, tasks)
     num_questions = len(questions(1))
+    task_list.check_questions(run, tests, num_questions)
     model, tokenizer = load_model(run, s.machine)
     _lock = open_run(out, config, run.resume)  # held until train() returns
     learner, method, method_state = build_method(s, model, tokenizer)
@@ -287,7 +290,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> None:
         settings = parse_arguments(argv)
-        explain_iteration(settings) if settings.run.explain else train(settings)
+        (task_list.main if settings.run.list else explain_iteration if settings.run.explain else train)(settings)
 
     return exits.run(command)
 

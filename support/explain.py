@@ -1,7 +1,7 @@
 """One iteration of HIR on a handful of questions, shown step by step:  python train.py --explain
 
 The paper's Figure 2 with real numbers. Every step is done by the function that training calls; here it is only printed.
-This is the one file of support/ that stands above hir.py.
+This file and task_list.py are the ones in support/ that stand above hir.py.
 """
 
 import math

@@ -38,7 +38,7 @@ SAMPLES_TO_READ = 20  # per iteration
 def check_run(out: Path, config: dict[str, dict], resume: bool) -> bool:
     """Does the directory hold a run to resume? Refuses one of other settings, and to start where one is.
 
-    config: "run" and "settings", each a dictionary of values.
+    config: "run" and "settings", each a dictionary of values, and the SHA-256 of the "task_files" in a directory.
     """
     if not any(os.path.exists(out / name) for name in ("config.json", "state.pt")):
         return False
@@ -47,14 +47,21 @@ def check_run(out: Path, config: dict[str, dict], resume: bool) -> bool:
     try:
         there = read_json(out / "config.json")
         before = dict(there["run"]) | dict(there["settings"])
+        sums = dict(there.get("task_files", {}))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{out} cannot be resumed: its config.json is missing or damaged; use another --out."
         ) from error
-    wanted = {name: value for name, value in (config["run"] | config["settings"]).items() if name not in MAY_CHANGE}
+    # The files of a directory may be elsewhere now; their sums say whether they are the same.
+    may_change = MAY_CHANGE | ({"data"} if sums and config.get("task_files") else set())
+    wanted = {name: value for name, value in (config["run"] | config["settings"]).items() if name not in may_change}
     if changes := [name for name, value in wanted.items() if before.get(name) != value]:
         changed = "; ".join(f"{flag(name)} {before.get(name)}, not {wanted[name]}" for name in changes)
         raise InputError(f"{out} was started with {changed}; choose another --out.")
+    if edited := [task for task, digest in config.get("task_files", {}).items() if sums.get(task, digest) != digest]:
+        raise InputError(
+            f"the task file of {', '.join(edited)} has changed since {out} was started; choose another --out."
+        )
     return True
 
 

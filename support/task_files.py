@@ -1,13 +1,17 @@
-"""BIG-bench's task files: where they are, whether they are what they should be, and the questions in them."""
+"""Task files of BIG-bench, of BIG-Bench Hard and of one's own: where they are, their checks, the questions in them."""
 
 import hashlib
 import json
+import math
 import os
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 
+from support import json_text
 from support.downloads import download
 from support.errors import InputError, input_errors
+from support.options import MAX_OPTIONS, meant, options_in, without_letters
 
 # Directory under benchmark_tasks -> SHA-256 of the official task.json in it.
 SHA256 = {
@@ -26,10 +30,19 @@ SHA256 = {
 }
 DIRECTORY = {directory.replace("/", "_"): directory for directory in SHA256}  # by the name of the task
 
+# Where tasks lie in a checkout of BIG-bench, in one of BIG-Bench Hard, and in any other directory.
+PLACES = ("bigbench/benchmark_tasks", "benchmark_tasks", "bbh", ".")
+
 BIGBENCH_URL = "https://raw.githubusercontent.com/google/BIG-bench/main/bigbench/benchmark_tasks"
 MAX_BYTES = 100_000_000
-MAX_OPTIONS = 1000
 MAX_LENGTH = 20_000  # characters of a question with its options, or of an answer; official ones have up to 900
+
+
+# Fields of a task file that are read, or that say nothing about the questions.
+READ = {"examples", "task_prefix", "example_input_prefix", "canary", "name", "description", "keywords", "contributors"}
+
+
+# --- Where they are ---------------------------------------------------------------------------------------------------
 
 
 def path_of(task: str, data: str | Path) -> Path:
@@ -53,25 +66,158 @@ def official(task: str) -> Path:
     return path
 
 
+def find(data: str | Path) -> dict[str, Path]:
+    """The task files in a directory, by the names of their tasks; or the one that `data` itself is.
+
+    NAME/task.json and NAME.json are the task NAME, FAMILY/NAME/task.json is FAMILY_NAME. The official ones come first.
+    """
+    place, found = Path(data), {}
+    with input_errors(f"{data} cannot be read", 'name another directory, or "official"', OSError):
+        if place.is_file():
+            return {_name(place, place.parent): place}
+        if not place.is_dir():
+            raise InputError(
+                f'there is no directory "{data}": as data, name one with tasks in it, generated, or official'
+            )
+        for directory in (place / name for name in PLACES):
+            for pattern in ("*/task.json", "*/*/task.json", "*.json"):
+                for path in sorted(set(directory.glob(pattern)) - set(found.values())):
+                    found.setdefault(_name(path, directory), path)
+    if not found:
+        raise InputError(f"{data} holds no task: put NAME/task.json or NAME.json there")
+    known = list(DIRECTORY)
+    return dict(sorted(found.items(), key=lambda item: (known.index(item[0]) if item[0] in known else 99, item[0])))
+
+
+def _name(path: Path, directory: Path) -> str:
+    """The name of the task in a file."""
+    folder = Path(os.path.abspath(path.parent if path.name == "task.json" else path.with_suffix("")))
+    official = f"{folder.parent.name}_{folder.name}"
+    if official in DIRECTORY:
+        return official
+    return "_".join(folder.relative_to(os.path.abspath(directory)).parts) or folder.name
+
+
+def families(data: str | Path) -> dict[str, str]:
+    """The tasks that there are in the data, each with the family that it belongs to, or with its own name."""
+    files = {} if data in ("generated", "official") else find(data)
+    parts = {task: path.parts for task, path in files.items() if path.name == "task.json" and len(path.parts) > 2}
+    nested = {task: names[-3] for task, names in parts.items() if task == "_".join(names[-3:-1])}
+    return {task: DIRECTORY.get(task, nested.get(task, task)).split("/")[0] for task in files or DIRECTORY}
+
+
+def locate(task: str, data: str | Path) -> Path:
+    """The file of a task."""
+    there = dict.fromkeys(DIRECTORY) if data == "official" else find(data)
+    if task not in there:
+        raise unknown(task, data)
+    return there[task] or official(task)
+
+
+def unknown(name: str, data: str | Path) -> InputError:
+    """The error for a task that the data do not hold."""
+    there = families(data)
+    names = [*there, *sorted(set(there.values()) - set(there))]
+    close = get_close_matches(name, names, n=1)
+    where = "" if data == "generated" else f" in {data}"
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return InputError(f'there is no task "{name}"{where}{hint}: choose from {", ".join(names)}, or all')
+
+
+def sums(tasks: list[str], data: str | Path) -> dict[str, str]:
+    """The SHA-256 of the file of each task in a directory; the official files have theirs above, and are checked."""
+    if data in ("generated", "official"):
+        return {}
+    with input_errors(f"{data} cannot be read", "name another directory", OSError):
+        return {task: hashlib.sha256(locate(task, data).read_bytes()).hexdigest() for task in tasks}
+
+
+# --- What is in them --------------------------------------------------------------------------------------------------
+
+
 def read(path: Path) -> list[dict]:
-    """The entries of a task file, checked, each together with the prefixes that the file states once."""
+    """The entries of a task file, checked: `input`, `target_scores` or a list `target`, maybe `steps`, and the prefixes.
+
+    Options that stand in a field of their own or in the text of the question become `target_scores`.
+    """
+    content = _content(path)
+    # BIG-bench's default is "\nQ: ", which the prompt writes itself.
+    task_prefix, prefix = content.get("task_prefix", ""), content.get("example_input_prefix", "Q:")
+    prefix = "\n" if prefix.strip() == "Q:" else prefix
+    prefixes = {"task_prefix": task_prefix, "example_input_prefix": prefix if task_prefix else prefix.lstrip()}
+    return [prefixes | _normalized(entry) for entry in content["examples"]]
+
+
+def ignored(path: Path) -> tuple[set[str], int]:
+    """The fields of a task file that are not read, and the number of targets that are none of the options in the text.
+
+    A field that says what is done anyway is not listed: `append_choices_to_input` that is true, an output prefix `A:`.
+    """
+    content, strangers = _content(path), 0
+    default = ("", "A:", "[]", "{}", "None", "True")
+    names = {name for name, value in content.items() if name not in READ and str(value).strip() not in default}
+    for entry in content["examples"]:
+        answer = {"target_scores"} if "target_scores" in entry else {"target", _list_of(entry)}
+        names |= entry.keys() - {"input", "steps"} - answer
+        strangers += "target" in _normalized(entry) and options_in(entry["input"])[1] != []
+    return names, strangers
+
+
+def _content(path: Path) -> dict:
+    """What is in a task file, checked."""
     with input_errors(f"cannot read {path}", 'name another directory, or "official"', OSError):
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} is too large for a task file (over {MAX_BYTES // 10**6} MB): fetch it again")
         data = path.read_bytes()
-    with input_errors(f"{path}: not JSON in UTF-8", "fetch the file again", ValueError, RecursionError):
-        content = json.loads(data.decode())
+    content = json_text.parse(data, path)
     if not isinstance(content, dict) or not isinstance(content.get("examples"), list) or not content["examples"]:
-        raise InputError(f'{path} has no list of "examples": put a BIG-bench task file there')
-    prefixes = {field: content[field] for field in ("task_prefix", "example_input_prefix") if field in content}
-    for field, prefix in prefixes.items():
-        if not isinstance(prefix, str) or not _is_text(f".{prefix}"):
+        raise InputError(f'{path} has no list of "examples": write {json_text.SHAPE}')
+    for field in ("task_prefix", "example_input_prefix"):
+        if not isinstance(content.get(field, ""), str) or not _is_text(f".{content.get(field, '')}"):
             raise InputError(f'{path}: "{field}" is not a text of a sensible length: fix it or leave it out')
     for number, entry in enumerate(content["examples"], start=1):
         if problem := _problem(entry):
             raise InputError(f"{path}: example {number}: {problem}")
-    fields = ("input", "target_scores", "target")
-    return [prefixes | {field: entry[field] for field in fields if field in entry} for entry in content["examples"]]
+    return content
+
+
+def _normalized(entry: dict) -> dict:
+    """An entry with `target_scores` if it has options in any form, else with a list `target`."""
+    question, inside = options_in(entry["input"])
+    steps = {"steps": entry["steps"].strip().rstrip(".")} if "steps" in entry else {}
+    if scores := entry.get("target_scores"):
+        best = max(scores.values())
+        choices, right = list(scores), {option for option, score in scores.items() if score == best}
+    else:
+        choices = _listed(entry) or inside
+        right = {option for target in _targets(entry) for option in meant(target, choices)}
+    if not right:
+        return {"input": entry["input"], "target": _targets(entry)} | steps
+    question = question if set(inside) == set(choices) else entry["input"]
+    return {"input": question, "target_scores": {option: int(option in right) for option in choices}} | steps
+
+
+def _targets(entry: dict) -> list:
+    """The targets of an entry; numbers as texts."""
+    target = entry.get("target")
+    return list(map(_as_text, target if isinstance(target, list) else [target]))
+
+
+def _list_of(entry: dict) -> str:
+    """The name of the field with the options beside a target."""
+    return "options" if "options" in entry else "choices"
+
+
+def _listed(entry: dict) -> list:
+    """The texts in this field, without letters that stand before them; [] if there is no such field."""
+    listed = entry.get(_list_of(entry), [])
+    listed = list(map(_as_text, listed)) if isinstance(listed, list) else [None]
+    return listed if not all(map(_is_text, listed)) else without_letters(listed) or listed
+
+
+def _as_text(value: object) -> object:
+    """A number or a truth value as it is written in JSON; anything else as it is."""
+    return json.dumps(value) if isinstance(value, int | float) else value
 
 
 def _is_text(value: object) -> bool:
@@ -87,15 +233,30 @@ def _problem(entry: object) -> str:
         return "it is not an object: write {...} with input and target"
     if not _is_text(entry.get("input")):
         return f'"input" is not a text of up to {MAX_LENGTH} characters: write the question there'
-    if "target_scores" not in entry:
-        targets = entry["target"] if isinstance(entry.get("target"), list) else [entry.get("target")]
-        good = targets and all(_is_text(target) for target in targets)
-        return "" if good else '"target" is neither a short text nor a list of them: write the right answer there'
-    scores = entry["target_scores"]
+    if not _is_text(entry.get("steps", ".")):
+        return '"steps" is not a short text: write what leads to the answer, or leave it out'
+    if "target_scores" in entry:
+        return _problem_of_scores(entry["target_scores"], len(entry["input"]))
+    targets, listed = _targets(entry), _listed(entry)
+    if not targets or not all(map(_is_text, targets)):
+        return '"target" is neither a short text nor a list of them: write the right answer there'
+    if _list_of(entry) not in entry:
+        return ""
+    if not listed or not all(map(_is_text, listed)):
+        return f'"{_list_of(entry)}" is not a list of texts: write ["red", "blue"]'
+    if problem := _problem_of_scores(dict.fromkeys(listed, 1), len(entry["input"])):
+        return problem
+    if all(meant(target, listed) for target in targets):
+        return ""
+    return f'"target" is none of the {_list_of(entry)}: write the text of one of them, or its letter'
+
+
+def _problem_of_scores(scores: object, length: int) -> str:
+    """What is wrong with options and their scores, beside a question of this length."""
     if not isinstance(scores, dict) or not (len(scores) > MAX_OPTIONS or all(map(_is_text, scores))):
         return '"target_scores" is not an object of options with scores: write {"option": 1, "other option": 0}'
-    if len(scores) > MAX_OPTIONS or len(entry["input"]) + sum(map(len, scores)) > MAX_LENGTH:
+    if len(scores) > MAX_OPTIONS or length + sum(map(len, scores)) > MAX_LENGTH:
         return f"it has more than {MAX_OPTIONS} options, or {MAX_LENGTH} characters: shorten it"
-    if not all(isinstance(score, int | float) for score in scores.values()):
+    if not all(isinstance(score, int | float) and math.isfinite(score) for score in scores.values()):
         return '"target_scores" has a score that is not a number: write 1 for right and 0 for wrong'
-    return "" if 1 in scores.values() else '"target_scores" has no right option: give it the score 1'
+    return "" if max(scores.values(), default=0) > 0 else '"target_scores" has no right option: give it the score 1'

@@ -59,23 +59,10 @@ def test_expand():
     assert tuple(task_files.DIRECTORY) == TASKS
     assert expand("all") == list(TASKS) and expand("object_counting") == ["object_counting"]
     assert expand("logical_deduction, logical_deduction_five_objects,word_sorting") == [*TASKS[3:6], "word_sorting"]
+    assert expand("logical_deduction/three_objects") == ["logical_deduction_three_objects"]
     for name in ("", "logical", "word_sorting,", "three_objects"):
         with pytest.raises(InputError, match=r"tracking_shuffled_objects_three_objects.*logical_deduction, "):
             expand(name)
-
-
-def test_a_task_of_one_s_own_is_a_directory_in_the_data(tmp_path):
-    (tmp_path / "rhymes").mkdir()
-    entry = {"input": "What rhymes with cat?", "target_scores": {"hat": 1, "dog": 0}}
-    (tmp_path / "rhymes" / "task.json").write_text(json.dumps({"examples": [entry]}))
-    assert expand("rhymes,word_sorting", tmp_path) == ["rhymes", "word_sorting"]
-    (example,) = load("rhymes", tmp_path)
-    assert example.task == "rhymes" and example.options["(A)(B)".index(example.targets[0]) // 3] == "hat"
-    for data in (tmp_path / "elsewhere", "generated", "official"):
-        with pytest.raises(InputError, match="rhymes"):
-            expand("rhymes", data)
-    with pytest.raises(InputError, match="no task"):
-        expand("../" + tmp_path.name + "/rhymes", tmp_path)
 
 
 GOOD = {"input": "Is it?", "target_scores": {"yes": 1, "no": 0}}
@@ -86,11 +73,14 @@ BAD_FILES = {
 }  # fmt: skip
 BAD_EXAMPLES = [
     None, {}, {"input": 3, "target": "x"}, {"input": " ", "target": "x"}, {"input": "?"}, {"input": "?", "target": []},
-    {"input": "?", "target": ["x", 3]}, {"input": "?", "target": "\ud800"}, GOOD | {"target_scores": {}},
-    GOOD | {"target_scores": {"yes": 0.5}}, GOOD | {"target_scores": {"yes": "1"}}, GOOD | {"target_scores": ["yes"]},
+    {"input": "?", "target": ["x", None]}, {"input": "?", "target": "\ud800"}, GOOD | {"target_scores": {}},
+    GOOD | {"target_scores": {"yes": 0}}, GOOD | {"target_scores": {"yes": float("nan"), "no": 1}},
+    GOOD | {"target_scores": {"yes": "1"}}, GOOD | {"target_scores": ["yes"]},
+    {"input": "?", "target": "x", "steps": 3}, {"input": "?", "target": "x", "options": "x or y"},
+    {"input": "?", "target": "x", "choices": []}, {"input": "?", "target": "x", "options": ["y", "z"]},
     GOOD | {"target_scores": {"": 1}}, GOOD | {"target_scores": {str(i): 1 for i in range(1001)}},
 ]  # fmt: skip
-BAD_FILES |= {json.dumps(bad)[:40]: {"examples": [GOOD, bad]} for bad in BAD_EXAMPLES}
+BAD_FILES |= {json.dumps(bad)[:60]: {"examples": [GOOD, bad]} for bad in BAD_EXAMPLES}
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
@@ -118,10 +108,9 @@ def own_file(tmp_path):
 
 def test_bad_arguments(own_file, monkeypatch):
     data = own_file.parents[1]
-    with pytest.raises(InputError, match="cannot read"):
-        load("object_counting", data)
     for call in (
-        lambda: load("sorting", "official"), lambda: load("word_sorting", data, option_order="random"),
+        lambda: load("object_counting", data), lambda: load("sorting", "official"),
+        lambda: load("word_sorting", data, option_order="random"),
         lambda: generate("sorting", 1, 0), lambda: generate("word_sorting", 1, 0, part="valid"),
     ):  # fmt: skip
         with pytest.raises(InputError, match="choose"):

@@ -27,7 +27,7 @@ from bigbench_tasks import TASKS, Example, generate, load
 from feedback import is_correct, judge
 from hir import CORRECT, WRONG
 from model_t5 import load_checkpoint, save_checkpoint
-from support import checkpoint_files, files, run_directory
+from support import checkpoint_files, files, run_directory, task_list
 from support.batches import forward_tokens, make_groups
 from support.errors import InputError
 from tests.conftest import THOROUGH, record
@@ -327,6 +327,7 @@ def test_a_long_task_file_is_refused(tmp_path):
     for bad in (
         {"input": "?", "target_scores": many}, {"input": "x" * 20_001, "target": "x"},
         {"input": "?", "target": "x" * 20_001}, {"input": "?", "target_scores": {"x" * 19_999: 1, "y": 0}},
+        {"input": "?", "target": "0", "options": list(range(1001))},
     ):  # fmt: skip
         path.write_text(json.dumps({"examples": [good, bad]}))
         with pytest.raises(InputError, match=r"example 2: .*(options|characters|short)"), little_memory():
@@ -472,7 +473,8 @@ def test_any_checkpoint_is_loaded_or_refused(forms, outcomes, data):
 
 GOOD = [
     {"input": "Sort: b a", "target": ["a b"]}, {"input": "How many?", "target": ["2", "two"]},
-    {"input": "Which?", "target_scores": {"red": 0, "blue": 1}},
+    {"input": "Which?", "target_scores": {"red": 0, "blue": 1}}, {"input": "2 + 2?", "target": 4, "steps": "2, 3, 4"},
+    {"input": "Which?\nOptions:\n(A) red\n(B) blue", "target": "(B)"}, {"input": "?", "target": "b", "options": ["a", "b"]},
 ]  # fmt: skip
 
 
@@ -492,6 +494,7 @@ def test_any_task_file_is_read_or_refused(forms, outcomes, data):
     try:
         with little_memory():
             examples = load(task, place, data.draw(st.sampled_from(["shuffled", "official"])))
+            task_list.remarks([task], str(place))
         outcomes["task_files_read"] += 1
     except InputError as error:
         assert str(path) in str(error)

@@ -1,0 +1,61 @@
+"""What a run should know of its task files before it starts, and `python train.py --list`.
+
+Like support/explain.py, this file stands above hir.py, whose prompts it shows.
+"""
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import hir
+from bigbench_tasks import expand, generate, load, split
+from support import task_files
+from support.errors import InputError
+from support.tables import say
+
+FEW = 10  # test questions: each is 10 points of an accuracy
+
+
+def check_questions(run: Any, tests: Mapping[str, list], num_questions: int) -> None:
+    """Say what is ignored in the task files and which test splits are small; refuse to train or to test on nothing."""
+    purposes = ["train on"] * (not num_questions and run.method != "none") + ["test on"] * (not any(tests.values()))
+    if purposes:
+        raise InputError(
+            f"{', '.join(tests)}: no question is left to {purposes[0]}; add examples, of which a fifth is kept for the test"
+        )
+    if run.data == "generated":
+        return
+    for line in () if run.data == "official" else remarks(list(tests), run.data):
+        say(line)
+    few = [f"{task} has {len(tests[task])}" for task in tests if len(tests[task]) < min(FEW, run.test_size or FEW)]
+    if few:
+        say(f"Few test questions, so that accuracies say little: {', '.join(few)}.")
+
+
+def remarks(tasks: list[str], data: str) -> list[str]:
+    """What in the task files is ignored, and what is doubtful, each in one line for all tasks."""
+    found = {task: task_files.ignored(task_files.locate(task, data)) for task in tasks}
+    fields = {name[:40] for names, _ in found.values() for name in names}
+    names = sorted(name if name.isidentifier() else repr(name) for name in fields)
+    names[20:] = [f"and {len(names) - 20} more"] * (len(names) > 20)
+    doubtful = [f"{number} of {task}" for task, (_, number) in found.items() if number]
+    lines = [f"Ignored in the task files: {', '.join(names)}."] if names else []
+    if doubtful:
+        lines.append(f"Targets that are none of the options, so judged as free text: {', '.join(doubtful)}.")
+    return lines
+
+
+def main(settings: Any) -> None:
+    """--list: every task in the data with its numbers of questions, and the first one as it is asked."""
+    run = settings.run
+    tasks = expand("all", run.data)
+    for task in tasks:
+        if run.data == "generated":
+            counts, first = "questions are generated", generate(task, 1, seed=0)[0]
+        else:
+            examples = load(task, run.data, run.option_order)
+            train, test = split(examples)
+            counts, first = f"{len(train)} questions to train on, {len(test)} to test on", examples[0]
+        print(f"{task}: {counts}\n{textwrap.indent(hir.prompt(hir.CORRECT, first.question), '  | ', lambda _: True)}\n")
+    for line in remarks(tasks, run.data) if run.data not in ("generated", "official") else ():
+        say(line)
