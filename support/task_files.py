@@ -70,6 +70,7 @@ def find(data: str | Path) -> dict[str, Path]:
     """The task files in a directory, by the names of their tasks; or the one that `data` itself is.
 
     NAME/task.json and NAME.json are the task NAME, FAMILY/NAME/task.json is FAMILY_NAME. The official ones come first.
+    In BIG-bench, FAMILY/task.json only describes the family.
     """
     place, found = Path(data), {}
     with input_errors(f"{data} cannot be read", 'name another directory, or "official"', OSError):
@@ -82,7 +83,8 @@ def find(data: str | Path) -> dict[str, Path]:
         for directory in (place / name for name in PLACES):
             for pattern in ("*/task.json", "*/*/task.json", "*.json"):
                 for path in sorted(set(directory.glob(pattern)) - set(found.values())):
-                    found.setdefault(_name(path, directory), path)
+                    if path.name != "task.json" or not any(path.parent.glob("*/task.json")):
+                        found.setdefault(_name(path, directory), path)
     if not found:
         raise InputError(f"{data} holds no task: put NAME/task.json or NAME.json there")
     known = list(DIRECTORY)
@@ -231,7 +233,7 @@ def _problem(entry: object) -> str:
     """What is wrong with an entry of a task file, with its remedy; empty if nothing is."""
     if not isinstance(entry, dict):
         return "it is not an object: write {...} with input and target"
-    if not _is_text(entry.get("input")):
+    if not _is_text(entry.get("input")) and not ("target_scores" in entry and entry.get("input") == ""):
         return f'"input" is not a text of up to {MAX_LENGTH} characters: write the question there'
     if not _is_text(entry.get("steps", ".")):
         return '"steps" is not a short text: write what leads to the answer, or leave it out'

@@ -168,8 +168,11 @@ def test_fields_of_other_tasks(tmp_path):
         "append_choices_to_input": True, "examples": [{"input": "1 + 1", "target": ["two", 2, "2.0"]}],
     })  # fmt: skip
     shown = "Which?\nOptions:\n(A) red\n(B) blue"
+    write(place / "sums" / "task.json", {"name": "sums", "description": "Both."})
     write(place / "sums" / "large" / "task.json", {
-        "example_input_prefix": "\nQ: ", "examples": [{"input": shown, "target_scores": {"red": 0, "blue": 1}}],
+        "example_input_prefix": "\nQ: ", "examples": [
+            {"input": shown, "target_scores": {"red": 0, "blue": 1}}, {"input": "", "target_scores": {"one": 0, "two": 1}},
+        ],
     })  # fmt: skip
     assert expand("all", tmp_path) == ["sums_large", "sums_small", "taste"] == expand("sums,taste", place)
     (taste,) = load("taste", tmp_path, "official")
@@ -184,7 +187,8 @@ def test_fields_of_other_tasks(tmp_path):
     (small,) = load("sums_small", tmp_path)
     assert small.question == "Add.\nSum: 1 + 1" and small.targets == ("2", "two", "2.0")
     assert [judge(answer, small) for answer in ("2", "two", "2.0", "3")] == ["right", "right", "right", "wrong"]
-    (large,) = load("sums_large", tmp_path, "official")
+    large, bare = load("sums_large", tmp_path, "official")
+    assert bare.targets == ("(B)",) and bare.question.split() == "Options: (A) one (B) two".split()
     assert (large.question, large.targets) == (shown, ("(B)",)), "options that are in the text are shown once"
     (line,) = task_list.remarks(["taste", "sums_small", "sums_large"], str(tmp_path))
     ignored = "append_choices_to_input, comment, example_output_prefix, metrics, preferred_score, target"
