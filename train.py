@@ -41,6 +41,7 @@ class RunConfig:
     task: str = setting("logical_deduction", "a task, a family such as logical_deduction, a list with commas, or all")
     method: str = setting("hir", "how to train; none only evaluates", ("hir", "sft", "farl", "ppo", "grpo", "none"))
     checkpoint: str = setting("checkpoints/t5-mini", "a directory, or a hub name such as google/flan-t5-base")
+    tokenizer: str = setting("", "a directory or hub name that has the spiece.model, if the checkpoint does not")
     data: str = setting("generated", "generated, official (downloaded), or a directory laid out like benchmark_tasks")
     option_order: str = setting("shuffled", "the order of an official question's options", ("shuffled", "official"))
     iterations: int = setting(30, "rounds of sampling and training (N of Algorithm 1)")
@@ -135,7 +136,7 @@ def load_model(run: RunConfig, machine: MachineSettings) -> tuple[T5, Tokenizer]
     device, dtype = choose_device(machine)
     processes.join(device)
     with processes.first_alone():
-        model, tokenizer = load_checkpoint(run.checkpoint)
+        model, tokenizer = load_checkpoint(run.checkpoint, run.tokenizer or None)
     if machine.shard_model:
         processes.shard_model(model, device, dtype)
     model.compute_dtype = dtype
