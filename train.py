@@ -21,7 +21,7 @@ from baselines import grpo, imitation, ppo
 from bigbench_tasks import Example, expand, generate, load, split
 from feedback import judge
 from model_t5 import T5, Tokenizer, load_checkpoint, save_checkpoint
-from support import REPOSITORY, exits, explain, processes
+from support import REPOSITORY, ask, exits, explain, processes
 from support.hub import model_width
 from support.learner import Iteration, Learner
 from support.machine import MachineSettings, choose_device, describe, fuse_kernels
@@ -53,7 +53,8 @@ class RunConfig:
     out: str = setting("", "directory of the run; by default runs/ and a name from task, method, checkpoint and seed")
     resume: bool = setting(False, "continue after the last complete iteration of this run")
     seed: int = setting(0, "seed of everything that is drawn at random")
-    explain: bool = setting(False, "walk through one iteration on up to four questions, and write nothing")
+    explain: bool = setting(False, "walk through one iteration of HIR on up to four questions, and write nothing")
+    ask: bool = setting(False, "answer what is typed or piped in; --checkpoint A,B: before and after training")
 
 
 # Table 7 was made for FLAN-T5. A model of two million parameters needs gentler values: one epoch, a smaller learning rate
@@ -275,12 +276,13 @@ def default_name(run: RunConfig) -> str:
     return f"{run.task.replace(',', '+')}-{run.method}-{Path(run.checkpoint).name}-{Path(run.data).name}-seed{run.seed}"
 
 
-def explain_iteration(s: AllSettings) -> None:
-    """--explain: one iteration on up to four questions of the first task, at the full learning rate."""
-    model, tokenizer = load_model(s.run, s.machine)
-    examples = training_questions(s.run, expand(s.run.task, s.run.data)[:1], iteration=1)[:4]
-    learner = Learner(model, tokenizer, s.machine, replace(s.method, warmup_steps=0))
-    explain.explain(learner, examples, s.method, s.run.seed)
+def explain_or_ask(s: AllSettings) -> None:
+    """--explain and --ask: what models do with training questions of the first task; at the full learning rate."""
+    examples = training_questions(s.run, expand(s.run.task, s.run.data)[:1], iteration=1)
+    names = s.run.checkpoint.split(",") if s.run.ask else [s.run.checkpoint]
+    models = [load_model(replace(s.run, checkpoint=name), s.machine) for name in names]
+    learners = [Learner(*model, s.machine, replace(s.method, warmup_steps=0)) for model in models]
+    (ask.ask if s.run.ask else explain.explain)(learners, examples, s.method, s.run)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -288,7 +290,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> None:
         settings = parse_arguments(argv)
-        explain_iteration(settings) if settings.run.explain else train(settings)
+        explain_or_ask(settings) if settings.run.explain or settings.run.ask else train(settings)
 
     return exits.run(command)
 

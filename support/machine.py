@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from support import processes
-from support.errors import input_errors
+from support.errors import InputError, input_errors
 from support.settings import setting
 from support.tables import say
 
@@ -30,7 +30,7 @@ class MachineSettings:
 
     def __post_init__(self):
         if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise ValueError(
+            raise InputError(
                 f"--dtype is {self.dtype}; it must be auto, bfloat16 or float32 (T5's activations overflow float16)"
             )
 
