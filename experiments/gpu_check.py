@@ -103,16 +103,14 @@ def main(argv: list[str] | None = None) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(prog="python -m experiments.gpu_check", description=__doc__.split("\n")[0])
     shape, questions = ("base", 32) if device == "cuda" else ("mini", 4)
-    parser.add_argument(
-        "--shape", default=shape, choices=("mini", *SHAPES), help="of the model whose speed is measured"
-    )
+    parser.add_argument("--shape", default=shape, choices=("mini", *SHAPES), help="of a model, to measure its speed")
     parser.add_argument("--questions", type=int, default=questions, help="how many are answered and learned at once")
     given = parser.parse_args(argv)
     dtype = str(choose_device(MachineSettings(device=device))[1]).removeprefix("torch.")
     parts = {"shape": given.shape, "dtype": dtype, "questions": given.questions, "device": device}
     job = DeviceJob("HIR step", "ours", "mini", "float32", given.questions, max_new_tokens=112)
     there, expected, cuda = replace(job, device=device), outcome(job), device == "cuda"
-    rows: dict[str, Callable | str] = {
+    rows: dict[str, Callable | bool] = {
         "parity, float32": lambda: parity(expected, outcome(there), "float32"),
         "parity, bfloat16": lambda: parity(expected, outcome(replace(there, dtype="bfloat16")), "bfloat16"),
         "parity, --compile": cuda and (lambda: parity(expected, outcome(replace(there, compile=True)), "float32")),
@@ -120,8 +118,7 @@ def main(argv: list[str] | None = None) -> int:
         f"sampling, {dtype}, {given.shape}": lambda: speed(DeviceJob("sampling", "ours", **parts)),
         f"supervised step, {dtype}, {given.shape}": lambda: speed(DeviceJob("supervised step", "ours", **parts)),
     }
-    failed = False
-    chip = torch.cuda.get_device_name() if cuda else "CPU"
+    chip, failed = torch.cuda.get_device_name() if cuda else "CPU", False
     print(f"{chip}, torch {torch.__version__}\n\n| check | result | |\n| --- | --- | --- |")
     for name, check in rows.items():
         told, ok = check() if check else (f"skipped: needs {'two CUDA GPUs' if 'two' in name else 'a CUDA GPU'}", None)
