@@ -50,6 +50,8 @@ def choose_device(machine: MachineSettings) -> tuple[torch.device, torch.dtype]:
     name = machine.device if machine.device != "auto" else _best_device()
     with input_errors(f"--device {name} cannot be used here", "try --device cpu.", RuntimeError, AssertionError):
         device = torch.device(f"cuda:{processes.local_rank()}" if name == "cuda" else name)
+        if device.type == "mps" and not torch.backends.mps.is_available():
+            raise RuntimeError("there is no GPU of Apple's")  # what torch says of it fills a page
         torch.empty(1, device=device)
     has_bfloat16 = False  # nor is it chosen on Apple's GPU: macOS has it only from 14 on
     if device.type == "cpu":

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 import train
 from support import machine, processes
+from support.errors import InputError
 from support.machine import MachineSettings, choose_device
 from tests.test_reliability import command, write_model
 
@@ -68,6 +69,12 @@ def test_float16_is_refused_with_reason_and_remedy(capsys):
         assert f"--dtype is {dtype}" in said and "bfloat16 or float32" in said and "overflow" in said
     with pytest.raises(ValueError, match="overflow"):
         MachineSettings(dtype="float16")
+
+
+def test_a_device_that_is_not_there_is_named_in_one_sentence(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"^--device mps cannot be used here \(there is .*\); try --device cpu\.$"):
+        choose_device(MachineSettings(device="mps"))
 
 
 class NoFloat64(TorchDispatchMode):
