@@ -1,9 +1,9 @@
 """Does a GPU compute what the CPU computes, and how fast?  python -m experiments.gpu_check
 
-One table, meant to take five minutes on a GPU: parity with the CPU's float32, in float32, in bfloat16 and with --compile (t5-mini's
-logits, its greedy answers, gradient and loss of one HIR step); a run in two processes beside the same in one, where there
-are two GPUs; speed beside transformers, with FLAN-T5-base's shape. Without a CUDA GPU the CPU is compared with itself, and
-what needs CUDA is skipped. The exit code is 1 if something is not as it should be.
+One table, meant to take five minutes on a GPU: parity with the CPU's float32, in float32, in bfloat16 and with --compile
+(t5-mini's logits, its greedy answers, gradient and loss of one HIR step); a run in two processes beside the same in one,
+where there are two GPUs; speed beside transformers, with FLAN-T5-base's shape. Without a CUDA GPU the CPU is compared with
+itself, and what needs CUDA is skipped. The exit code is 1 if something is not as it should be.
 """
 
 import argparse
