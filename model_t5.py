@@ -386,14 +386,16 @@ class Tokenizer:
 # --- Checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def load_checkpoint(path_or_name: str | os.PathLike) -> tuple[T5, Tokenizer]:
+def load_checkpoint(path_or_name: str | os.PathLike, tokenizer: str | Path | None = None) -> tuple[T5, Tokenizer]:
     """A float32 model in evaluation mode and its tokenizer, from a directory or by the model's name on the hub.
 
+    tokenizer: the directory or name from which the vocabulary comes, if not from there too (see `hub.find_vocabulary`).
     Raises InputError, a sentence that names the file and the fault, if anything about them is not as it should be.
     """
-    directory = hub.find_checkpoint(path_or_name)
+    directory = hub.find_checkpoint(path_or_name, hub.CHECKPOINT if tokenizer is None else hub.MODEL)
     config = checkpoint_files.read_config(directory / "config.json", T5Config)
-    tokenizer = Tokenizer(directory / "spiece.model")
+    spiece = hub.find_vocabulary(directory, tokenizer)
+    tokenizer = Tokenizer(spiece, checkpoint_files.read_extra_ids(directory) if tokenizer is None else None)
     checkpoint_files.check_tokenizer(tokenizer, config, directory)
     tensors = checkpoint_files.read_tensors(directory)
     config.tie_word_embeddings = checkpoint_files.drop_copies(tensors, config.tie_word_embeddings, directory)

@@ -21,7 +21,7 @@ from baselines import grpo, imitation, ppo
 from bigbench_tasks import Example, expand, generate, load, split
 from feedback import judge
 from model_t5 import T5, Tokenizer, load_checkpoint, save_checkpoint
-from support import REPOSITORY, exits, explain, processes, task_files, task_list
+from support import REPOSITORY, ask, exits, explain, processes, task_files, task_list
 from support.hub import model_width
 from support.learner import Iteration, Learner
 from support.machine import MachineSettings, choose_device, describe, fuse_kernels
@@ -41,6 +41,7 @@ class RunConfig:
     task: str = setting("logical_deduction", "a task, a family such as logical_deduction, a list with commas, or all")
     method: str = setting("hir", "how to train; none only evaluates", ("hir", "sft", "farl", "ppo", "grpo", "none"))
     checkpoint: str = setting("checkpoints/t5-mini", "a directory, or a hub name such as google/flan-t5-base")
+    tokenizer: str = setting("", "a directory or hub name that has the spiece.model, if the checkpoint does not")
     data: str = setting("generated", "generated, official (downloaded), or task files: a directory or one of them")
     option_order: str = setting("shuffled", "the order of an official question's options", ("shuffled", "official"))
     iterations: int = setting(30, "rounds of sampling and training (N of Algorithm 1)")
@@ -53,7 +54,8 @@ class RunConfig:
     resume: bool = setting(False, "continue after the last complete iteration of this run")
     seed: int = setting(0, "seed of everything that is drawn at random")
     list: bool = setting(False, "list the tasks in the data, each with its first question, and do nothing else")
-    explain: bool = setting(False, "walk through one iteration on up to four questions, and write nothing")
+    explain: bool = setting(False, "walk through one iteration of HIR on up to four questions, and write nothing")
+    ask: bool = setting(False, "answer what is typed or piped in; --checkpoint A,B: before and after training")
 
 
 # Table 7 was made for FLAN-T5. A model of two million parameters needs gentler values: one epoch, a smaller learning rate
@@ -136,7 +138,7 @@ def load_model(run: RunConfig, machine: MachineSettings) -> tuple[T5, Tokenizer]
     device, dtype = choose_device(machine)
     processes.join(device)
     with processes.first_alone():
-        model, tokenizer = load_checkpoint(run.checkpoint)
+        model, tokenizer = load_checkpoint(run.checkpoint, run.tokenizer or None)
     if machine.shard_model:
         processes.shard_model(model, device, dtype)
     model.compute_dtype = dtype
@@ -277,12 +279,13 @@ def default_name(run: RunConfig) -> str:
     return f"{run.task.replace(',', '+')}-{run.method}-{Path(run.checkpoint).name}-{Path(run.data).name}-seed{run.seed}"
 
 
-def explain_iteration(s: AllSettings) -> None:
-    """--explain: one iteration on up to four questions of the first task, at the full learning rate."""
-    model, tokenizer = load_model(s.run, s.machine)
-    examples = training_questions(s.run, expand(s.run.task, s.run.data)[:1], iteration=1)[:4]
-    learner = Learner(model, tokenizer, s.machine, replace(s.method, warmup_steps=0))
-    explain.explain(learner, examples, s.method, s.run.seed)
+def explain_or_ask(s: AllSettings) -> None:
+    """--explain and --ask: what models do with training questions of the first task; at the full learning rate."""
+    examples = training_questions(s.run, expand(s.run.task, s.run.data)[:1], iteration=1)
+    names = s.run.checkpoint.split(",") if s.run.ask else [s.run.checkpoint]
+    models = [load_model(replace(s.run, checkpoint=name), s.machine) for name in names]
+    learners = [Learner(*model, s.machine, replace(s.method, warmup_steps=0)) for model in models]
+    (ask.ask if s.run.ask else explain.explain)(learners, examples, s.method, s.run)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -290,7 +293,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> None:
         settings = parse_arguments(argv)
-        (task_list.main if settings.run.list else explain_iteration if settings.run.explain else train)(settings)
+        explain_it = explain_or_ask if settings.run.explain or settings.run.ask else train
+        (task_list.main if settings.run.list else explain_it)(settings)
 
     return exits.run(command)
 

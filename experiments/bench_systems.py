@@ -51,6 +51,7 @@ class Job:
     source_length: int = 0  # of every question, cut or repeated; 0: as it is
     micro_batch_size: int = 0  # with one, blocks are recomputed in the backward pass
     compile: bool = False
+    device = "cpu"  # no field: bench measures on the CPU alone, gpu_check elsewhere too
 
     @property
     def outputs(self) -> int:
@@ -72,7 +73,7 @@ def open_ours(job: Job) -> tuple[T5, Tokenizer]:
     model.gradient_checkpointing = job.micro_batch_size > 0
     if job.compile:
         fuse_kernels(model)
-    return model, tokenizer
+    return model.to(job.device), tokenizer
 
 
 def folder(job: Job) -> Path:
@@ -87,7 +88,8 @@ def open_transformers(job: Job, dtype: torch.dtype) -> tuple[torch.nn.Module, To
     """The peer's model with weights of this type, and our tokenizer."""
     from transformers import T5ForConditionalGeneration
 
-    return T5ForConditionalGeneration.from_pretrained(folder(job), dtype=dtype).eval(), Tokenizer(MINI / "spiece.model")
+    model = T5ForConditionalGeneration.from_pretrained(folder(job), dtype=dtype).eval().to(job.device)
+    return model, Tokenizer(MINI / "spiece.model")
 
 
 def examples(job: Job, tokenizer: Tokenizer) -> list[Example]:
@@ -115,9 +117,9 @@ def relabeled(job: Job, tokenizer: Tokenizer) -> list[TrainingExample]:
     return hir.relabel(samples, tokenizer, hir.Settings(sub_output="none"), random.Random(0))
 
 
-def sources(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Tensor]:
+def sources(tokenizer: Tokenizer, texts: list[str], device: str = "cpu") -> dict[str, Tensor]:
     """Texts as transformers takes them."""
-    input_ids, attention_mask = pad([tokenizer.encode(text) for text in texts], tokenizer.pad_token_id, "cpu")
+    input_ids, attention_mask = pad([tokenizer.encode(text) for text in texts], tokenizer.pad_token_id, device)
     return {"input_ids": input_ids, "attention_mask": attention_mask.long()}
 
 
@@ -163,13 +165,14 @@ def sampling_ours(job: Job) -> Callable:
 def sampling_transformers(job: Job) -> Callable:
     """`generate`, with the weights in the type that is computed in."""
     model, tokenizer = open_transformers(job, getattr(torch, job.dtype))
-    texts, eos = prompts(job, tokenizer), tokenizer.eos_token_id
+    texts, eos, device = prompts(job, tokenizer), tokenizer.eos_token_id, job.device
     drawing = {"do_sample": True, "top_k": 0} if job.temperature else {"do_sample": False}
     how = {"num_return_sequences": job.samples, "max_new_tokens": job.max_new_tokens, "eos_token_id": eos} | drawing
 
     @torch.no_grad()
     def run() -> list[list[str]]:
-        answers = [tokenizer.decode(row) for row in model.generate(**sources(tokenizer, texts), **how).tolist()]
+        rows = model.generate(**sources(tokenizer, texts, device), **how).tolist()
+        answers = [tokenizer.decode(row) for row in rows]
         return [answers[i : i + job.samples] for i in range(0, len(answers), job.samples)]
 
     return run
@@ -205,16 +208,22 @@ def right_answers(job: Job, tokenizer: Tokenizer) -> list[TrainingExample]:
     return demonstrations(examples(job, tokenizer), tokenizer)
 
 
+def as_batch(pairs: list[TrainingExample], tokenizer: Tokenizer, device: str) -> dict[str, Tensor]:
+    """The arguments of both models: sources, and labels with -100 at padding."""
+    ids, mask = pad([pair.output for pair in pairs], 0, device)
+    texts = [hir.prompt(pair.instruction, pair.question) for pair in pairs]
+    return sources(tokenizer, texts, device) | {"labels": ids.masked_fill(~mask, hir.IGNORE)}
+
+
 def supervised_transformers(job: Job) -> Callable:
     """The same step with their model and loss, in autocast."""
     model, tokenizer = open_transformers(job, torch.float32)
     pairs = right_answers(job, tokenizer)
 
     def accumulate() -> float:
-        batch = sources(tokenizer, [hir.prompt(pair.instruction, pair.question) for pair in pairs])
-        ids, mask = pad([pair.output for pair in pairs], 0, "cpu")
-        with torch.autocast("cpu", torch.bfloat16, enabled=job.dtype == "bfloat16"):
-            loss = model(**batch, labels=ids.masked_fill(~mask, hir.IGNORE)).loss
+        batch = as_batch(pairs, tokenizer, job.device)
+        with torch.autocast(job.device, torch.bfloat16, enabled=job.dtype == "bfloat16"):
+            loss = model(**batch).loss
         loss.backward()
         return loss.item()
 

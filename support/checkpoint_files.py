@@ -7,6 +7,7 @@ header in JSON, the data.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import mmap
@@ -27,6 +28,9 @@ from support.files import MAX_TEXT, parse_object, read_file, read_json, write_fi
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MAX_COPIES = 8  # times the size of its file that a pickle's tensors may take; published ones repeat the embedding
+# Of the vocabulary that all original T5 and FLAN-T5 models share: its pieces with their scores, and its spiece.model.
+T5_PIECES_SHA256 = "f0413802bca05cd88fc9ead5701a7f2fb8df6cc5b13017f854b29279bee113b6"
+T5_SPIECE_SHA256 = "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86"
 MAX_SPARE = 1000  # rows of the embedding beyond the vocabulary; published models have up to 127
 
 # --- Weights: reading -------------------------------------------------------------------------------------------------
@@ -226,6 +230,17 @@ def read_spiece(path: Path) -> sentencepiece.SentencePieceProcessor:
             if min(pieces.pad_id(), pieces.eos_id(), pieces.unk_id()) >= 0:
                 return pieces
     raise InputError(f"{path}: is not a SentencePiece model with <pad>, </s> and <unk>; fetch it again.")
+
+
+def has_t5_pieces(path: Path) -> bool:
+    """Is this a tokenizer.json with T5's own pieces, and are none added?"""
+    tokenizer = read_json(path) if path.is_file() else {}
+    with suppress(LookupError, TypeError, ValueError, RecursionError):  # a tokenizer of another kind
+        pieces = tokenizer["model"]["vocab"]
+        text = "".join(f"{piece} {score:.6f}\n" for piece, score in pieces[:32_000])  # the sentinels follow
+        added = any(token["id"] >= len(pieces) for token in tokenizer["added_tokens"])
+        return hashlib.sha256(text.encode()).hexdigest() == T5_PIECES_SHA256 and not added
+    return False
 
 
 def read_extra_ids(directory: Path) -> int:

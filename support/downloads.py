@@ -34,13 +34,13 @@ def download(url: str, path: Path, sha256: str | None = None) -> bool:
     remedy = "try again with a network and a disk to write to, or give a directory that holds the files."
     problem = f"{url} could not be fetched into {path.parent}"
     with input_errors(problem, remedy, OSError, ValueError, HTTPException):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             response = urllib.request.build_opener(redirects).open(url, timeout=60)
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return False
             raise
+        path.parent.mkdir(parents=True, exist_ok=True)  # now that there is something to put there
         with response, replacing(path) as output:
             length = int(response.headers["Content-Length"] or 0)
             with tqdm(desc=path.name, total=length, unit="B", unit_scale=True, leave=False) as bar:

@@ -1,29 +1,38 @@
 """One iteration of HIR on a handful of questions, shown step by step:  python train.py --explain
 
 The paper's Figure 2 with real numbers. Every step is done by the function that training calls; here it is only printed.
-This file and task_list.py are the ones in support/ that stand above hir.py.
+This file, ask.py and task_list.py are the ones in support/ that stand above hir.py.
 """
 
 import math
 import textwrap
 from functools import partial
+from typing import Any
 
 import torch
 
 import hir
 from bigbench_tasks import Example, answer_text
 from support.batches import TrainingExample, count, evaluation_mode, forward_tokens, make_groups
+from support.errors import InputError
 from support.learner import Learner
 from support.seeds import seeds
 
 ASKS_FOR = {hir.CORRECT: "answer correctly", hir.WRONG: "answer wrongly  "}
 
 
-def explain(learner: Learner, examples: list[Example], settings: hir.Settings, seed: int) -> None:
-    """Sample, judge, relabel, and take one gradient step on all that came out; the model is changed by it."""
-    rng, generator = seeds(seed, 0)
-    heading(f"1. {len(examples)} questions; the first one, as it is asked (Sec. 4.1)")
-    print(textwrap.indent(hir.prompt(hir.CORRECT, examples[0].question), "   | ", lambda line: True))
+def explain(learners: list[Learner], examples: list[Example], settings: hir.Settings, run: Any) -> None:
+    """Sample, judge, relabel, and take one gradient step on all that came out; the one model is changed by it.
+
+    Of the examples up to four are taken. run: its `seed`, and its `method`, as only hir is explained.
+    """
+    (learner,), examples = learners, examples[:4]
+    if not examples:
+        raise InputError("--explain: the task has too few examples to train on one of them; write at least two.")
+    rng, generator = seeds(run.seed, 0)
+    if run.method != "hir":
+        print(f"This is an iteration of HIR. That of --method {run.method} is not explained.")
+    tell_questions(examples)
     samples = hir.sample_online(learner, examples, settings, generator)
     before = [log_probs(learner, s) for s in samples]
     tell_samples(samples[: settings.online_samples], before, settings)
@@ -35,14 +44,25 @@ def explain(learner: Learner, examples: list[Example], settings: hir.Settings, s
     learner.gradient_step(groups, terms, partial(hir.final_loss, settings=settings))
     tell_loss(learner.finish_iteration()[0], *count(groups), settings)
     after = [log_probs(learner, s) for s in samples]
-    tell_change(samples, before, after, rate)
+    tell_change(examples, samples, before, after, rate)
+
+
+def tell_questions(examples: list[Example]) -> None:
+    """The first question as it is asked, and the text and right answer of the others."""
+    first, *others = examples
+    heading(
+        f"1. {'One question' if not others else f'{len(examples)} questions; the first'}, as it is asked (Sec. 4.1)"
+    )
+    print(indented(hir.prompt(hir.CORRECT, first.question)))
+    for number, example in enumerate(others, start=2):
+        print(f"\n   Question {number}\n{indented(example.question)}\n   {would_be_right(example)}")
 
 
 def tell_samples(samples: list[hir.Sample], log_p: list[list[float]], settings: hir.Settings) -> None:
     """The answers to the first question and what feedback says of them."""
-    example, temperature = samples[0].example, settings.sampling_temperature
+    temperature = settings.sampling_temperature
     heading(f"2. {len(samples)} answers to it, drawn at temperature {temperature:g}, judged")
-    print(f"   {example.targets[0]}, {quoted(answer_text(example))}, would be right.\n   log P  feedback   answer")
+    print(f"   {would_be_right(samples[0].example)}\n   log P  feedback   answer")
     for (log_prob, _), s in zip(log_p, samples, strict=False):
         print(f"  {log_prob:6.2f}  {s.verdict:9}  {quoted(s.output)}")
 
@@ -73,24 +93,40 @@ def tell_loss(losses: dict[str, float], num_tokens: int, num_examples: int, sett
     print(f"        = L_final      {total:8.4f}   Eq. 6")
 
 
-def tell_change(samples: list[hir.Sample], before: list, after: list, rate: float) -> None:
+def tell_change(examples: list[Example], samples: list[hir.Sample], before: list, after: list, rate: float) -> None:
     """What the gradient step did to each answer under both instructions."""
     heading(f"5. One gradient step with learning rate {rate:g} later: log P of each answer under both instructions")
-    print(f"   feedback   {ASKS_FOR[hir.CORRECT]:19}{ASKS_FOR[hir.WRONG]:19}answer")
+    print(f"   question  feedback   {ASKS_FOR[hir.CORRECT]:19}{ASKS_FOR[hir.WRONG]:19}answer")
     different = {(s.example.question, s.output): (s, b, a) for s, b, a in zip(samples, before, after, strict=True)}
     for s, *log_p in different.values():
         changes = "  ".join(f"{b:6.2f} → {a:6.2f}" for b, a in zip(*log_p, strict=True))
-        print(f"   {s.verdict:9}  {changes}  {quoted(s.output)}")
+        print(f"   {examples.index(s.example) + 1:<8}  {s.verdict:9}  {changes}  {quoted(s.output)}")
+
+
+def log_probs(learner: Learner, s: hir.Sample) -> list[float]:
+    """log P of an output under CORRECT and under WRONG, as Eq. 4 compares them, but summed over its tokens."""
+    return all_log_probs(learner, [TrainingExample(hir.CORRECT, s.example.question, s.tokens)])[0]
 
 
 @torch.no_grad()
-def log_probs(learner: Learner, s: hir.Sample) -> list[float]:
-    """log P of an output under CORRECT and under WRONG, as Eq. 4 compares them, but summed over its tokens."""
-    model, example = learner.model, TrainingExample(hir.CORRECT, s.example.question, s.tokens)
+def all_log_probs(learner: Learner, examples: list[TrainingExample]) -> list[list[float]]:
+    """log P of the compared tokens of outputs to one question, each under CORRECT and under WRONG."""
+    model = learner.model
     with evaluation_mode(model):
-        batch, hidden = forward_tokens(model, learner.tokenizer, hir.prompt, [[example]], tuple(ASKS_FOR))
-        means = batch.pair_log_probs(model.logits(hidden).float().log_softmax(dim=-1))
-    return (len(s.tokens) * means[0]).tolist()
+        batch, hidden = forward_tokens(model, learner.tokenizer, hir.prompt, [examples], tuple(ASKS_FOR))
+        means = batch.pair_log_probs(model.logits(hidden).float().log_softmax(dim=-1)).tolist()
+    lengths = [len(e.output) - e.compared for e in examples]
+    return [[length * mean for mean in row] for length, row in zip(lengths, means, strict=True)]
+
+
+def would_be_right(example: Example) -> str:
+    """A sentence with the right answer."""
+    return f"{example.targets[0]}, {quoted(answer_text(example))}, would be right."
+
+
+def indented(text: str) -> str:
+    """Text behind a rule."""
+    return textwrap.indent(text, "   | ", lambda line: True)
 
 
 def quoted(text: str) -> str:

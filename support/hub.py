@@ -1,15 +1,23 @@
 """Checkpoints by their name on the Hugging Face hub, downloaded once into that library's own cache."""
 
+import hashlib
 import os
 import re
 from contextlib import suppress
 from pathlib import Path
 
 from support import REPOSITORY
-from support.checkpoint_files import WEIGHTS, find_weights, read_index
+from support.checkpoint_files import T5_SPIECE_SHA256, WEIGHTS, find_weights, has_t5_pieces, read_index
 from support.downloads import download
 from support.errors import InputError
 from support.files import read_json, write_file
+from support.tables import say
+
+# What is wanted of a directory: one file of each group.
+MODEL = (("config.json",), WEIGHTS)
+VOCABULARY = (("spiece.model",),)
+CHECKPOINT = (("config.json",), ("spiece.model", "tokenizer.json"), WEIGHTS)
+T5 = "google/flan-t5-small"  # the smallest model with the vocabulary of all T5 and FLAN-T5 models
 
 
 def local_directory(path_or_name: str | os.PathLike) -> Path | None:
@@ -25,7 +33,7 @@ def local_directory(path_or_name: str | os.PathLike) -> Path | None:
     return None
 
 
-def find_checkpoint(path_or_name: str | os.PathLike) -> Path:
+def find_checkpoint(path_or_name: str | os.PathLike, wanted: tuple[tuple[str, ...], ...] = CHECKPOINT) -> Path:
     """The directory of a checkpoint: the one given, or the cached or now downloaded files of that name on the hub."""
     if directory := local_directory(path_or_name):
         return directory
@@ -33,16 +41,15 @@ def find_checkpoint(path_or_name: str | os.PathLike) -> Path:
     beside = "/" in name and Path(name).parent.is_dir()  # then a path was meant
     if beside or not isinstance(path_or_name, str) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise InputError(f"{name}: there is no such directory, and it is not the name of a model on the hub.")
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{name.replace('/', '--')}"
+    cache = _cache() / f"models--{name.replace('/', '--')}"
     reference = cache / "refs" / "main"
     newest = [cache / "snapshots" / reference.read_text().strip()] if reference.is_file() else []
     for snapshot in (*newest, *sorted(cache.glob("snapshots/*"))):
-        if _is_complete(snapshot):
+        if _is_complete(snapshot, wanted):
             return snapshot
     snapshot = cache / "snapshots" / "main"
     try:
-        _download_checkpoint(name, snapshot)
+        _download(name, snapshot, wanted)
         if not reference.exists():
             reference.parent.mkdir(exist_ok=True)
             write_file(reference, b"main")
@@ -51,33 +58,68 @@ def find_checkpoint(path_or_name: str | os.PathLike) -> Path:
     return snapshot
 
 
-def _is_complete(directory: Path) -> bool:
-    weights = find_weights(directory)
-    names = ["config.json", "spiece.model"]
-    names += read_index(weights).values() if weights and weights.suffix == ".json" else []
-    return weights is not None and all((directory / name).is_file() for name in names)
+def find_vocabulary(directory: Path, tokenizer: str | os.PathLike | None = None) -> Path:
+    """The spiece.model of a checkpoint, or of `tokenizer`, a directory or a name on the hub.
+
+    transformers 5 writes a tokenizer.json alone. Where that has T5's own pieces, T5's spiece.model is in its place: one in
+    the cache or, if there is none, on the hub.
+    """
+    directory = directory if tokenizer is None else find_checkpoint(tokenizer, VOCABULARY)
+    spiece = directory / "spiece.model"
+    if spiece.is_file():
+        return spiece
+    remedy = "name a directory or a hub model that has the vocabulary with --tokenizer"
+    if not has_t5_pieces(directory / "tokenizer.json"):
+        raise InputError(f"{directory}: holds neither spiece.model nor T5's own pieces in tokenizer.json; {remedy}.")
+    cached = [path for path in sorted(_cache().glob("models--*/snapshots/*/spiece.model")) if path.is_file()]
+    same = (path for path in cached if hashlib.sha256(path.read_bytes()).hexdigest() == T5_SPIECE_SHA256)
+    try:
+        spiece = next(same, None) or find_checkpoint(T5, VOCABULARY) / "spiece.model"
+    except InputError as error:
+        raise InputError(f"{directory}: holds T5's own pieces, but no spiece.model; {remedy} ({error})") from error
+    say(f"{directory} holds T5's own pieces, but no spiece.model: {spiece} is taken")
+    return spiece
 
 
-def _download_checkpoint(name: str, directory: Path) -> None:
+def _cache() -> Path:
+    """Where the Hugging Face library keeps what comes from the hub."""
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+
+
+def _is_complete(directory: Path, wanted: tuple[tuple[str, ...], ...]) -> bool:
+    groups = (*wanted, *((part,) for part in _weight_parts(directory, wanted)))
+    return all(any((directory / name).is_file() for name in group) for group in groups)
+
+
+def _weight_parts(directory: Path, wanted: tuple[tuple[str, ...], ...]) -> list[str]:
+    """The files over which the weights are split, if they are, and are wanted."""
+    weights = find_weights(directory) if WEIGHTS in wanted else None
+    return sorted(set(read_index(weights).values())) if weights and weights.suffix == ".json" else []
+
+
+def _download(name: str, directory: Path, wanted: tuple[tuple[str, ...], ...]) -> None:
     server = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
     def fetch(file: str) -> bool:
         path = directory / file
         return path.is_file() or download(f"{server}/{name}/resolve/main/{file}", path)
 
-    for any_of in (("config.json",), ("spiece.model",), WEIGHTS):
-        if not any(map(fetch, any_of)):
-            raise InputError(f"the hub has no {' or '.join(any_of)} of that name.")
+    for group in wanted:
+        if not any(map(fetch, group)):
+            raise InputError(f"the hub has no {' or '.join(group)} of that name.")
     fetch("tokenizer_config.json")
-    weights = find_weights(directory)
-    for part in sorted(set(read_index(weights).values())) if weights.suffix == ".json" else ():
+    for part in _weight_parts(directory, wanted):
         if not fetch(part):
-            raise InputError(f"the hub lacks {part}, which {weights.name} lists.")
+            raise InputError(f"the hub lacks {part}, which {find_weights(directory).name} lists.")
 
 
 def model_width(checkpoint: str) -> int | None:
-    """`d_model` of a checkpoint on this machine. None if it is elsewhere or damaged: `load_checkpoint` says which."""
-    directory = local_directory(checkpoint)
+    """`d_model` of a checkpoint on this machine. None if it is elsewhere or damaged: `load_checkpoint` says which.
+
+    Of a list with commas (`--ask`) the first one counts.
+    """
+    directory = local_directory(checkpoint) or local_directory(checkpoint.split(",")[0])
     with suppress(InputError, KeyError):
         width = directory and read_json(directory / "config.json")["d_model"]
         return width if isinstance(width, int) else None

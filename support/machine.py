@@ -7,18 +7,17 @@ from dataclasses import dataclass
 import torch
 
 from support import processes
-from support.errors import input_errors
+from support.errors import InputError, input_errors
 from support.settings import setting
+from support.tables import say
 
 
 @dataclass(frozen=True)
 class MachineSettings:
     """How the work is done. What changes the numbers beyond rounding is in FIXED; the rest may change on --resume."""
 
-    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
-    dtype: str = setting(
-        "auto", "arithmetic; auto: bfloat16 where the hardware has it", ("auto", "float32", "bfloat16")
-    )
+    device: str = setting("auto", "cpu, cuda, cuda:1, mps, ...; auto: a GPU if there is one")
+    dtype: str = setting("auto", "arithmetic, float32 or bfloat16; auto: bfloat16 where the hardware has it")
     sampling_batch_size: int = setting(64, "questions that are answered at once", least=1)
     micro_batch_size: int = setting(
         0, "groups (a question with its outputs) in one forward pass of training; 0: the whole batch"
@@ -29,7 +28,17 @@ class MachineSettings:
     compile: bool = setting(False, "fuse kernels with torch.compile: slower to start, then faster")
     gradient_checkpointing: bool = setting(False, "compute blocks again in the backward pass, which saves memory")
 
+    def __post_init__(self):
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise InputError(
+                f"--dtype is {self.dtype}; it must be auto, bfloat16 or float32 (T5's activations overflow float16)"
+            )
 
+
+FLOAT32_COST = (  # by the data sheets, T4 8 against 65 TFLOP/s, V100 16 against 125
+    "this run computes in float32: a T4 or V100 multiplies eight times as fast in 16 bits, and activations take twice "
+    "the memory"
+)
 FIXED = {"dtype", "max_grad_norm", "replay_size"}
 
 
@@ -38,20 +47,32 @@ def choose_device(machine: MachineSettings) -> tuple[torch.device, torch.dtype]:
 
     Under torchrun each process takes the GPU of its local rank. bfloat16 is chosen where the hardware multiplies in it.
     """
-    name = machine.device if machine.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    name = machine.device if machine.device != "auto" else _best_device()
     with input_errors(f"--device {name} cannot be used here", "try --device cpu.", RuntimeError, AssertionError):
         device = torch.device(f"cuda:{processes.local_rank()}" if name == "cuda" else name)
+        if device.type == "mps" and not torch.backends.mps.is_available():
+            raise RuntimeError("there is no GPU of Apple's")  # what torch says of it fills a page
         torch.empty(1, device=device)
-    native = torch.cpu.get_capabilities()
-    has_bfloat16 = native.get("amx_bf16") or native.get("avx512_bf16")
+    has_bfloat16 = False  # nor is it chosen on Apple's GPU: macOS has it only from 14 on
+    if device.type == "cpu":
+        keep_freed_memory()
+        native = torch.cpu.get_capabilities()
+        has_bfloat16 = native.get("amx_bf16") or native.get("avx512_bf16")
     if device.type == "cuda":
         torch.cuda.set_device(device)
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        keep_freed_memory()
-    if machine.dtype == "auto":
-        return device, torch.bfloat16 if has_bfloat16 else torch.float32
-    return device, getattr(torch, machine.dtype)
+    if machine.dtype != "auto":
+        return device, getattr(torch, machine.dtype)
+    if device.type == "cuda" and not has_bfloat16 and processes.local_rank() == 0:
+        say(f"{torch.cuda.get_device_name(device)} has no bfloat16, so {FLOAT32_COST}")
+    return device, torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def _best_device() -> str:
+    """What --device auto means. Apple's GPU is one of a kind, so the processes of torchrun do not share it."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() and not processes.launched() else "cpu"
 
 
 def keep_freed_memory() -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from support import downloads, task_files
+from support.checkpoint_files import T5_SPIECE_SHA256
 from support.errors import InputError
 from support.files import read_lines, write_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 SPIECE = ROOT / "checkpoints" / "t5-mini" / "spiece.model"  # a vocabulary of 2,048 tokens without sentinels
 T5_SPIECE_URL = "https://huggingface.co/google-t5/t5-small/resolve/main/spiece.model"
-T5_SPIECE_SHA256 = "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86"
 THOROUGH = "HIR_THOROUGH" in os.environ
 MISSING = "needs the official task files and T5's vocabulary"
 

@@ -9,8 +9,10 @@ import threading
 import pytest
 import transformers
 
+import train
 from model_t5 import load_checkpoint
 from support.errors import InputError
+from support.hub import model_width
 from tests.test_model_t5 import FLAN, as_bin, assert_same_function, write_peer
 
 
@@ -109,9 +111,23 @@ def test_a_wrong_sum_and_a_full_disk_leave_nothing_behind(hub):
 def test_what_the_hub_does_not_have_is_said(hub, monkeypatch):
     with pytest.raises(InputError, match=r"org/other.*config\.json"):
         load_checkpoint("org/other")
+    assert not hub.cache.exists()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(InputError, match=r":9/org/tiny/resolve/main/config\.json could not be fetched"):
         load_checkpoint("org/tiny")
     for name in ("../files", "a/b/c", "org/..", "~/x"):
         with pytest.raises(InputError, match="no such directory"):
             load_checkpoint(name)
+    assert not hub.cache.exists()
+
+
+def test_a_relative_path_and_a_run_work_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    mini, _ = load_checkpoint("checkpoints/t5-mini")
+    peer = write_peer(tmp_path / "runs" / "mine" / "model", FLAN)
+    (tmp_path / "runs" / "mine" / "config.json").write_text('{"run": {}}')  # the run's own
+    for name in ("runs/mine", "runs/mine/model", tmp_path / "runs" / "mine"):
+        assert_same_function(load_checkpoint(name)[0], peer)
+    assert mini.config.d_model == model_width("checkpoints/t5-mini") != model_width("runs/mine") == FLAN["d_model"]
+    assert train.parse_arguments(["--checkpoint", "runs/mine"]).run.iterations == train.SMALL_MODEL["iterations"]
