@@ -59,8 +59,8 @@ def given_settings(parser: FlagParser, argv: Sequence[str]) -> dict[str, Any]:
     """The settings that are given: in the arguments and, with --resume, when the run in the directory --out began."""
     given = vars(parser.parse_args(argv))
     if given.get("resume") and given.get("out") and holds_run(Path(given["out"])):
-        before = settings_of(Path(given["out"]))
-        given = vars(parser.parse_args([*as_flags(before), *argv]))  # the last of several values counts
+        before, _unknown = parser.parse_known_args(as_flags(settings_of(Path(given["out"]))))
+        return vars(before) | given
     return given
 
 
