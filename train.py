@@ -4,6 +4,11 @@ The recipe of a run, from top to bottom: settings, questions, model and method, 
 `python train.py --help` lists the settings. With torchrun, the same command runs on many processes.
 """
 
+if __name__ == "__main__":  # before the imports, which take a second
+    from support.signals import prepare_program
+
+    prepare_program()
+
 import random
 import sys
 import time
@@ -11,11 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from typing import Any
-
-if __name__ == "__main__":  # before torch, whose import takes a second
-    from support.signals import prepare_program
-
-    prepare_program()
 
 import torch
 
