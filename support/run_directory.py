@@ -47,7 +47,7 @@ def directory_of(run: Any) -> Path:
 def _label(name: str) -> str:
     """A checkpoint or data in the name of a directory: of runs/X/model, X; one from elsewhere with a hash of its path."""
     path = next((path.resolve() for path in (Path(name), REPOSITORY / name) if path.exists()), None)
-    if path is None:  # a name on the hub, generated, official
+    if path is None or name in ("generated", "official"):  # or a name on the hub
         return name.replace("/", "-")
     if not path.is_relative_to(REPOSITORY):
         return f"{path.name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
