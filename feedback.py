@@ -11,13 +11,16 @@ from collections.abc import Callable
 from typing import Literal
 
 from bigbench_tasks import Example, option_letter
+from support import own_feedback
 from support.number_words import NUMBER_WORDS
 
 Verdict = Literal["right", "wrong", "malformed"]  # malformed: no answer to this kind of question
 
 
 def judge(output: str, example: Example) -> Verdict:
-    """R(o, p, q) of Sec. 4.2: judge the final answer of an output. Never raises, whatever the text."""
+    """R(o, p, q) of Sec. 4.2: judge the final answer of an output, whatever it is. (--feedback judges the whole output.)"""
+    if own := own_feedback.in_force():
+        return own(output, example)
     return _scorer(example)(final_answer(output), example)
 
 
@@ -27,7 +30,9 @@ def is_correct(output: str, example: Example) -> bool:
 
 
 def answer_position(output: str) -> int:
-    """Where the final answer begins: after the last "the answer is" of a chain of thought; 0 in an output without one."""
+    """Where the judged part begins: after the last "the answer is" of a chain of thought; 0 without one, or --feedback."""
+    if own_feedback.in_force():
+        return 0
     return max((match.end() for match in re.finditer(r"(?i)\bthe answer is\b:?", output)), default=0)
 
 
@@ -38,7 +43,7 @@ def final_answer(output: str) -> str:
 
 def is_part_of_right_answer(text: str, example: Example) -> bool:
     """Does a right answer contain this text? Then a piece of a wrong answer is not wrong by itself (Sec. 4.2, A.2)."""
-    part = normalize(text)
+    part = "" if own_feedback.in_force() else normalize(text)  # own feedback judges whole outputs alone
     answers = [normalize(target) for target in example.targets]
     for letter, option in _lettered(example):
         if letter in example.targets:
@@ -94,20 +99,15 @@ def parse_number(text: str) -> int | None:
     return _NUMBERS.get(text.replace("-", ""))
 
 
-# The scorers of tasks whose kind of answer cannot be inferred; register those of your own tasks here.
+# The scorers of tasks whose kind of answer cannot be inferred.
 SCORERS: dict[str, Callable[[str, Example], Verdict]] = {"word_sorting": score_words}
 YES_NO = ({"yes", "no"}, {"true", "false"})
 _NUMBERS = {word.replace("-", ""): number for number, word in enumerate(NUMBER_WORDS)}
 
 
 def _scorer(example: Example) -> Callable[[str, Example], Verdict]:
-    if example.task in SCORERS:
-        return SCORERS[example.task]
-    if example.options:
-        return score_choice
-    if all(parse_number(target) is not None for target in example.targets):
-        return score_number
-    return score_text
+    numbers = all(parse_number(target) is not None for target in example.targets)
+    return SCORERS.get(example.task) or (score_choice if example.options else score_number if numbers else score_text)
 
 
 def _verdict(well_formed: bool, right: bool) -> Verdict:

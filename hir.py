@@ -105,15 +105,13 @@ def sample_online(
     count, temperature, length = settings.online_samples, settings.sampling_temperature, settings.max_new_tokens
     model, tokenizer, batch_size = learner.model, learner.tokenizer, learner.machine.sampling_batch_size
     outputs = sample_tokens(model, tokenizer, prompts, count, temperature, length, generator, batch_size)
-    answered = zip(examples, outputs, strict=True)
-    return [make_sample(example, tokens, tokenizer) for example, drawn in answered for tokens in drawn]
+    return [make_sample(e, tokens, tokenizer) for e, drawn in zip(examples, outputs, strict=True) for tokens in drawn]
 
 
 def make_sample(example: Example, tokens: tuple[int, ...], tokenizer: Tokenizer) -> Sample:
     """A sampled output with its feedback R(o, p, q), and the first token that belongs to its answer."""
     output = tokenizer.decode(tokens)
-    position = answer_position(output)
-    start = bisect_left(range(len(tokens)), position, key=lambda i: len(tokenizer.decode(tokens[:i])))
+    start = bisect_left(range(len(tokens)), answer_position(output), key=lambda i: len(tokenizer.decode(tokens[:i])))
     return Sample(example, tokens, output, judge(output, example), start)
 
 
@@ -134,6 +132,8 @@ def sample_tokens(
     token, drawn up front from `generator` (on the CPU), so batching, early stopping and the number of processes change an
     output by rounding at most.
     """
+    if isinstance(prompts, str):
+        raise TypeError("prompts is one text, not a list of texts: write [prompt] for prompt")
     noise = torch.rand(len(prompts), num_samples, max_new_tokens, generator=generator)
     sources = [tokenizer.encode(text) for text in prompts]
 

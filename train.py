@@ -4,14 +4,17 @@ The recipe of a run, from top to bottom: settings, questions, model and method, 
 `python train.py --help` lists the settings. With torchrun, the same command runs on many processes.
 """
 
-import argparse
+if __name__ == "__main__":  # before the imports, which take a second
+    from support.signals import prepare_program
+
+    prepare_program()
+
 import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
-from functools import partial
-from pathlib import Path
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -21,14 +24,16 @@ from baselines import grpo, imitation, ppo
 from bigbench_tasks import Example, expand, generate, load, split
 from feedback import judge
 from model_t5 import T5, Tokenizer, load_checkpoint, save_checkpoint
-from support import REPOSITORY, ask, exits, explain, processes, task_files, task_list
+from support import ask, exits, explain, own_feedback, processes, task_files, task_list
+from support.errors import InputError
 from support.hub import model_width
 from support.learner import Iteration, Learner
-from support.machine import MachineSettings, choose_device, describe, fuse_kernels
+from support.machine import MachineSettings, choose_device, describe, place
+from support.own_feedback import with_feedback
 from support.replay import ReplaySet
-from support.run_directory import check_run, open_run, readable, restore, save_iteration
+from support.run_directory import check_run, directory_of, given_settings, open_run, readable, restore, save_iteration
 from support.seeds import derived_seed
-from support.settings import add_flags, as_values, build, flag, setting
+from support.settings import FlagParser, as_flags, as_values, build, setting
 from support.tables import before_and_after, opening, progress_header, progress_line, say, time_left
 
 # --- Settings ---------------------------------------------------------------------------------------------------------
@@ -49,9 +54,10 @@ class RunConfig:
     test_size: int = setting(0, "test questions per task; 0: the whole test split, or 200 generated ones")
     interim_test_size: int = setting(0, "how many of these are asked between the first iteration and the last; 0: all")
     validation: bool = setting(False, "measure on more questions of the training part, not on the test part")
+    feedback: str = setting("", "FILE.py:FUNCTION, your own judge of outputs (docs/feedback.md)")
     answers: str = setting("letters", "form of the targets of --method sft", ("letters", "text", "steps"))
     out: str = setting("", "directory of the run; by default runs/ and a name from task, method, checkpoint and seed")
-    resume: bool = setting(False, "continue after the last complete iteration of this run")
+    resume: bool = setting(False, "continue after the last complete iteration of the run in --out, with its settings")
     seed: int = setting(0, "seed of everything that is drawn at random")
     list: bool = setting(False, "list the tasks in the data, each with its first question, and do nothing else")
     explain: bool = setting(False, "walk through one iteration of HIR on up to four questions, and write nothing")
@@ -81,28 +87,24 @@ class AllSettings:
     machine: MachineSettings
 
 
-def parse_arguments(argv: list[str] | None = None) -> AllSettings:
+def parse_arguments(argv: list[str]) -> AllSettings:
     """The settings of a run: the flags given, else, for a small model, SMALL_MODEL, else the values of Table 7."""
-    values = " ".join(f"{flag(name)} {value}" for name, value in SMALL_MODEL.items())
-    epilog = f"Small models, such as those in checkpoints/, have defaults of their own: {values}"
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog=epilog)
-    classes = [f.type for f in fields(AllSettings)]
-    for title, cls in zip(TITLES, classes, strict=True):
-        add_flags(parser, title, cls)
-    given = vars(parser.parse_args(argv))
+    epilog = (
+        f"Small models, such as those in checkpoints/, have defaults of their own: {' '.join(as_flags(SMALL_MODEL))}"
+    )
+    groups = dict(zip(TITLES, [f.type for f in fields(AllSettings)], strict=True))
+    parser = FlagParser(groups, description=__doc__.split("\n")[0], epilog=epilog)
+    given = given_settings(parser, argv)
     width = model_width(given.get("checkpoint", RunConfig.checkpoint))
     defaults = SMALL_MODEL if width and width <= 256 else {}
-    try:
-        settings = AllSettings(*build(classes, defaults | given))
-    except ValueError as error:
-        parser.error(str(error))
+    settings = AllSettings(*build(groups.values(), defaults | given))
     run, method, machine = settings.run, settings.method, settings.machine
     if method.contrastive == "batch" and (machine.micro_batch_size or processes.launched()):
-        parser.error("--contrastive batch needs the whole batch at once, so neither --micro-batch-size nor torchrun")
+        raise InputError("--contrastive batch needs a whole batch at once, so neither --micro-batch-size nor torchrun")
     if run.method in ("ppo", "grpo") and method.sampling_temperature == 0:
-        parser.error(f"--sampling-temperature is 0; --method {run.method} needs outputs that are drawn at random")
+        raise InputError(f"--sampling-temperature is 0; --method {run.method} needs outputs that are drawn at random")
     if machine.shard_model and (machine.compile or run.method == "ppo" or not processes.launched()):
-        parser.error("--shard-model needs torchrun, and cannot be combined with --compile or --method ppo")
+        raise InputError("--shard-model needs torchrun, and cannot be combined with --compile or --method ppo")
     return settings
 
 
@@ -139,13 +141,7 @@ def load_model(run: RunConfig, machine: MachineSettings) -> tuple[T5, Tokenizer]
     processes.join(device)
     with processes.first_alone():
         model, tokenizer = load_checkpoint(run.checkpoint, run.tokenizer or None)
-    if machine.shard_model:
-        processes.shard_model(model, device, dtype)
-    model.compute_dtype = dtype
-    model.gradient_checkpointing = machine.gradient_checkpointing
-    if machine.compile:
-        fuse_kernels(model)
-    return model.to(device), tokenizer
+    return place(model, machine, device, dtype), tokenizer
 
 
 Method = Callable[[Learner, Any, Callable[[int], list[Example]], hir.Settings, Iterable[int], int], Iterator[Iteration]]
@@ -178,18 +174,19 @@ def build_method(s: AllSettings, model: T5, tokenizer: Tokenizer) -> tuple[Learn
 # --- The loop ---------------------------------------------------------------------------------------------------------
 
 
+@with_feedback
 def train(s: AllSettings) -> dict:
     """A whole run. Returns the last line of metrics.jsonl."""
     run, begin = s.run, time.perf_counter()
-    tasks = expand(run.task, run.data)
-    out = Path(run.out or REPOSITORY / "runs" / default_name(run))
+    tasks, out = expand(run.task, run.data), directory_of(run)
     config = {"run": as_values(run, s.machine), "settings": as_values(s.method, getattr(s, run.method, s.method))}
-    config["task_files"] = task_files.sums(tasks, run.data)
+    config["files"] = task_files.sums(tasks, run.data) | own_feedback.sums(run.feedback)
     # Bad input is reported before long work begins or anything is written.
     check_run(out, config, run.resume)
-    tests, questions = held_out_questions(run, tasks), partial(training_questions, run, tasks)
-    num_questions = len(questions(1))
+    tests, questions = held_out_questions(run, tasks), lru_cache(1)(partial(training_questions, run, tasks))
+    num_questions = len(questions(1)) if run.method != "none" else 0
     task_list.check_questions(run, tests, num_questions)
+    own_feedback.try_out(tests)
     model, tokenizer = load_model(run, s.machine)
     _lock = open_run(out, config, run.resume)  # held until train() returns
     learner, method, method_state = build_method(s, model, tokenizer)
@@ -216,7 +213,8 @@ def train(s: AllSettings) -> dict:
         if iteration == 0 < last:
             say(time_left(run, config["settings"], num_questions, lines[0]))
         save_model = partial(save_checkpoint, out / "model", model, tokenizer)
-        save_iteration(out, states, save_model, lines, readable(examples, iteration, tokenizer.decode), answers)
+        samples = readable(examples, iteration, tokenizer.decode)
+        save_iteration(out, states if method else {}, save_model, lines, samples, answers)
     say(f"\n{before_and_after(lines[0], lines[-1])}")
     return lines[-1]
 
@@ -274,11 +272,7 @@ def evaluate(
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
-def default_name(run: RunConfig) -> str:
-    """The directory of a run that was given none: the same for the same command, so that --resume finds it."""
-    return f"{run.task.replace(',', '+')}-{run.method}-{Path(run.checkpoint).name}-{Path(run.data).name}-seed{run.seed}"
-
-
+@with_feedback
 def explain_or_ask(s: AllSettings) -> None:
     """--explain and --ask: what models do with training questions of the first task; at the full learning rate."""
     examples = training_questions(s.run, expand(s.run.task, s.run.data)[:1], iteration=1)
@@ -290,13 +284,14 @@ def explain_or_ask(s: AllSettings) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Its exit codes are those of support/exits.py."""
+    argv = sys.argv[1:] if argv is None else argv
 
     def command() -> None:
         settings = parse_arguments(argv)
-        explain_it = explain_or_ask if settings.run.explain or settings.run.ask else train
-        (task_list.main if settings.run.list else explain_it)(settings)
+        run = settings.run
+        (task_list.main if run.list else explain_or_ask if run.explain or run.ask else train)(settings)
 
-    return exits.run(command)
+    return exits.run(command, argv)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from hir import CORRECT, IGNORE, WRONG, prompt, sample, supervised_loss
 from model_t5 import T5, Tokenizer, load_checkpoint, save_checkpoint
 from support import REPOSITORY, processes
 from support.batches import pad
-from support.files import replacing, write_json
+from support.files import read_lines, replacing, write_json, write_lines
 
 # Two tasks go first: among twelve at once, each is too rare for its look-ups to be found.
 GROUPS = (("logical_deduction_three_objects", "tracking_shuffled_objects_three_objects"), tuple(TASKS))
@@ -213,14 +213,15 @@ def test(model: T5, tokenizer: Tokenizer, stage: Stage) -> dict[str, dict[str, f
 
 
 def report(out: Path, name: str, progress: Progress, rate: float, losses: list[float], tested: dict) -> None:
-    """Add a line to metrics.jsonl."""
+    """Add a line to metrics.jsonl, in place of what a killed run has left from this step on."""
     if processes.rank() > 0:
         return
     rounded = {key: {task: round(x, 3) for task, x in getattr(progress, key).items()} for key in ("level", "exact")}
     line = {"stage": name, "step": progress.step, "examples": progress.examples, "seconds": round(progress.seconds)}
     line |= {"loss": round(sum(losses) / max(1, len(losses)), 4), "rate": rate, **rounded, "tasks": tested}
-    with open(out / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(line) + "\n")
+    there = read_lines(out / "metrics.jsonl")
+    earlier = [kept for kept in there if kept["stage"] != name or kept["step"] < progress.step]
+    write_lines(out / "metrics.jsonl", [*earlier, line])
 
 
 def average_models(directories: list[Path], out: Path) -> None:

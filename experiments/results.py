@@ -19,11 +19,9 @@ from itertools import accumulate, zip_longest
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")  # draws into files, so it needs no display
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 import hir
@@ -356,9 +354,10 @@ def small_multiples(path: Path, titles: list[str], columns: int, height: float) 
     """An axis for each title, to draw in; then one legend for all, above them, and the picture is written."""
     columns = min(columns, max(1, len(titles)))
     rows = max(1, -(-len(titles) // columns))
-    with plt.rc_context(STYLE):
-        size = (3.2 * columns, height * rows + 0.5)
-        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    with matplotlib.rc_context(STYLE):
+        # Without pyplot, which would want a display or draw into a notebook.
+        figure = Figure(figsize=(3.2 * columns, height * rows + 0.5), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
         for axis, title in zip_longest(axes.flat, titles, fillvalue=""):
             axis.set_title(title.replace("_", " "))
             axis.set_visible(title != "")
@@ -366,7 +365,6 @@ def small_multiples(path: Path, titles: list[str], columns: int, height: float) 
         by_label = {handle.get_label(): handle for axis in axes.flat for handle in axis.get_legend_handles_labels()[0]}
         figure.legend(handles=list(by_label.values()), loc="outside upper center", ncols=4)
         figure.savefig(path, bbox_inches="tight")
-        plt.close(figure)
 
 
 # --- One's own runs ---------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The exception for bad input."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -19,3 +20,9 @@ def input_errors(problem: str, remedy: str, *kinds: type[Exception]) -> Iterator
         # A download says why it failed in `reason`, a file that cannot be opened in `strerror`.
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error).strip()
         raise InputError(f"{problem} ({str(reason).partition(chr(10))[0]}); {remedy}") from error
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """`: did you mean --task?` for a misspelt one of some names; empty if none of them is close."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f": did you mean {close[0]}?" if close else ""

@@ -4,32 +4,31 @@
 1     it had to end early
 2     its input is wrong, or there is no room for its output
 130   it was interrupted
+141   whoever read its output is gone (`| head`); this needs no sentence
 """
 
 import os
 import shlex
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from support import processes
 from support.errors import InputError
+from support.signals import handled, ignore_all
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what schedulers send
 
+def run(command: Callable[[], None], arguments: Sequence[str]) -> int:
+    """Run the command, and return its exit code. The first Ctrl-C or SIGTERM ends it; more of them do not disturb that.
 
-def run(command: Callable[[], None]) -> int:
-    """Run the command, and return its exit code. The first Ctrl-C or SIGTERM ends it; more of them do not disturb that."""
+    arguments: those of train.py that the command stands for.
+    """
     with handled(_interrupt):
         try:
-            code, sentence = _attempt(command)
+            code, sentence = _attempt(command, arguments)
             ignore_all()
         except KeyboardInterrupt:
-            code, sentence = 130, f"stopped; {_how_to_resume()}"
-        if code:
+            code, sentence = 130, f"stopped; {_how_to_resume(arguments)}"
+        if sentence:
             line = "".join(letter if letter.isprintable() else "?" for letter in sentence)  # names come from files
             print(f"train.py: {line if len(line) < 2000 else line[:2000] + ' ...'}", file=sys.stderr, flush=True)
         if processes.launched():
@@ -40,64 +39,35 @@ def run(command: Callable[[], None]) -> int:
     return code
 
 
-def _attempt(command: Callable[[], None]) -> tuple[int, str]:
+def _attempt(command: Callable[[], None], arguments: Sequence[str]) -> tuple[int, str]:
     try:
-        command()
+        try:
+            command()
+        finally:
+            sys.stdout.flush()
         processes.leave()
     except InputError as error:
         return 2, str(error)
     except FloatingPointError as error:
-        return 1, f"{error}; {_how_to_resume()}"
+        return 1, f"{error}; {_how_to_resume(arguments)}"
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
+        return 141, ""
     except RuntimeError as error:
         if not processes.is_connection_error(error):
             raise
-        return 1, f"another process of this run has ended or cannot be reached; {_how_to_resume()}"
+        return 1, f"another process of this run has ended or cannot be reached; {_how_to_resume(arguments)}"
     return 0, ""
 
 
-def _how_to_resume() -> str:
+def _how_to_resume(arguments: Sequence[str]) -> str:
     """The command that resumes this run."""
     program = "torchrun ..." if processes.launched() else "python"
-    command = shlex.join(sys.argv if "--resume" in sys.argv else [*sys.argv, "--resume"])
-    return f"to continue after the last complete iteration: {program} {command}"
+    script = sys.argv[0] if list(arguments) == sys.argv[1:] else "train.py"  # a notebook may have called train.main
+    command = [script, *arguments, *(["--resume"] if "--resume" not in arguments else [])]
+    return f"to continue after the last complete iteration: {program} {shlex.join(command)}"
 
 
 def _interrupt(*_: object) -> None:
     ignore_all()
     raise KeyboardInterrupt
-
-
-# --- Ctrl-C and SIGTERM: one of them ends a run, and a save that has begun is completed first ------------------------
-
-
-@contextmanager
-def handled(handler: Any) -> Iterator[None]:
-    """The stop signals call the handler within the block."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    # A signal that whoever started this process had ignored stays so.
-    _set_handlers({n: signal.SIG_IGN if earlier is signal.SIG_IGN else handler for n, earlier in before.items()})
-    try:
-        yield
-    finally:
-        _set_handlers(before)
-
-
-def ignore_all() -> None:
-    """From here on no stop signal disturbs what ends the run."""
-    _set_handlers(dict.fromkeys(STOP_SIGNALS, signal.SIG_IGN))
-
-
-def _set_handlers(handlers: dict[int, Any]) -> None:
-    if threading.current_thread() is threading.main_thread():  # others get no signals
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def deferred() -> Iterator[None]:
-    """Stop signals wait for the end of the block."""
-    waiting: list[int] = []
-    with handled(lambda number, _: waiting.append(number)):
-        yield
-    for number in waiting[:1]:
-        signal.raise_signal(number)

@@ -75,6 +75,19 @@ def _best_device() -> str:
     return "mps" if torch.backends.mps.is_available() and not processes.launched() else "cpu"
 
 
+def place(
+    model: torch.nn.Module, machine: MachineSettings, device: torch.device, dtype: torch.dtype
+) -> torch.nn.Module:
+    """The model on its device, set to work as the settings say."""
+    if machine.shard_model:
+        processes.shard_model(model, device, dtype)
+    model.compute_dtype = dtype
+    model.gradient_checkpointing = machine.gradient_checkpointing
+    if machine.compile:
+        fuse_kernels(model)
+    return model.to(device)
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep large blocks that are freed for the next one who asks, as GPU allocators do.
 

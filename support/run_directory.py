@@ -2,17 +2,18 @@
 
 config.json     every setting, the versions of the packages, the commit
 metrics.jsonl   a line per iteration
+answers.jsonl   the answers to the test questions in the last evaluation, with their verdicts; --method none ends here
 samples.jsonl   the first training examples of each iteration, to be read
-answers.jsonl   the answers to the test questions in the last evaluation, with their verdicts
 model/          the model in the hub's format
 state.pt        what it takes to resume: weights, optimizer, schedule, replay set, metrics
 .lock           number of the process that writes, locked by it; the lock ends with the process, however that ends
 """
 
+import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from importlib.metadata import version
@@ -25,43 +26,78 @@ from support import REPOSITORY, processes
 from support.batches import TrainingExample
 from support.checkpoint_files import load_pickle
 from support.errors import InputError, input_errors
-from support.exits import deferred
 from support.files import lock, read_json, read_lines, replacing, write_json, write_lines
 from support.machine import FIXED, MachineSettings
-from support.settings import flag
+from support.settings import FlagParser, as_flags, flag
+from support.signals import deferred
 
 # In the middle of a run: where and how long it runs, and how its work is done.
 MAY_CHANGE = {"out", "resume", "iterations"} | {f.name for f in fields(MachineSettings)} - FIXED
 SAMPLES_TO_READ = 20  # per iteration
 
 
-def check_run(out: Path, config: dict[str, dict], resume: bool) -> bool:
-    """Does the directory hold a run to resume? Refuses one of other settings, and to start where one is.
+def directory_of(run: Any) -> Path:
+    """Where a run writes: the same for the same command, so that --resume finds it."""
+    if run.out:
+        return Path(run.out)
+    tasks = run.task.replace(",", "+")
+    return REPOSITORY / "runs" / f"{tasks}-{run.method}-{_label(run.checkpoint)}-{_label(run.data)}-seed{run.seed}"
 
-    config: "run" and "settings", each a dictionary of values, and the SHA-256 of the "task_files" in a directory.
-    """
-    if not any(os.path.exists(out / name) for name in ("config.json", "state.pt")):
-        return False
-    if not resume:
-        raise InputError(f"{out} already holds a run; add --resume to continue it, or choose another --out.")
+
+def _label(name: str) -> str:
+    """A checkpoint or data in the name of a directory: of runs/X/model, X; one from elsewhere with a hash of its path."""
+    path = next((path.resolve() for path in (Path(name), REPOSITORY / name) if path.exists()), None)
+    if path is None or name in ("generated", "official"):  # or a name on the hub
+        return name.replace("/", "-")
+    if not path.is_relative_to(REPOSITORY):
+        return f"{path.name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+    parts = path.relative_to(REPOSITORY).parts
+    return "-".join(parts[parts[0] in ("checkpoints", "runs") :]).removesuffix("-model")
+
+
+def given_settings(parser: FlagParser, argv: Sequence[str]) -> dict[str, Any]:
+    """The settings that are given: in the arguments and, with --resume, when the run in the directory --out began."""
+    given = vars(parser.parse_args(argv))
+    if given.get("resume") and given.get("out") and holds_run(Path(given["out"])):
+        before, _unknown = parser.parse_known_args(as_flags(read_config(Path(given["out"]))[0]))
+        return vars(before) | given
+    return given
+
+
+def read_config(out: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """All settings of the run in a directory, by name, and the sums of the files that it read."""
     try:
         there = read_json(out / "config.json")
-        before = dict(there["run"]) | dict(there["settings"])
-        sums = dict(there.get("task_files", {}))
+        return dict(there["run"]) | dict(there["settings"]), dict(there.get("files", {}))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{out} cannot be resumed: its config.json is missing or damaged; use another --out."
         ) from error
+
+
+def holds_run(out: Path) -> bool:
+    """Is there a run in this directory?"""
+    return any(os.path.exists(out / name) for name in ("config.json", "state.pt"))
+
+
+def check_run(out: Path, config: dict[str, dict], resume: bool) -> bool:
+    """Does the directory hold a run to resume? Refuses one of other settings, and to start where one is.
+
+    config: "run" and "settings", each a dictionary of values, and the SHA-256 of the "files" that it reads, by task or flag.
+    """
+    if not holds_run(out):
+        return False
+    if not resume:
+        raise InputError(f"{out} already holds a run; add --resume to continue it, or choose another --out.")
+    before, sums = read_config(out)
     # The files of a directory may be elsewhere now; their sums say whether they are the same.
-    may_change = MAY_CHANGE | ({"data"} if sums and config.get("task_files") else set())
+    may_change = MAY_CHANGE | ({"data"} if sums and config.get("files") else set())
     wanted = {name: value for name, value in (config["run"] | config["settings"]).items() if name not in may_change}
     if changes := [name for name, value in wanted.items() if before.get(name) != value]:
         changed = "; ".join(f"{flag(name)} {before.get(name)}, not {wanted[name]}" for name in changes)
         raise InputError(f"{out} was started with {changed}; choose another --out.")
-    if edited := [task for task, digest in config.get("task_files", {}).items() if sums.get(task, digest) != digest]:
-        raise InputError(
-            f"the task file of {', '.join(edited)} has changed since {out} was started; choose another --out."
-        )
+    if edited := [name for name, digest in config.get("files", {}).items() if sums.get(name, digest) != digest]:
+        raise InputError(f"{', '.join(edited)}: the file has changed since {out} was started; choose another --out.")
     return True
 
 
@@ -132,8 +168,8 @@ def save_iteration(
 ) -> None:
     """Save all that an iteration leaves, each file in one rename. state.pt comes last: with it, the iteration counts.
 
-    parts: whatever has a state_dict that the run needs to resume, by name. save_model: gets the one of the model. Process
-    0 writes, and all must take part. A signal to stop waits until all is written.
+    parts: whatever has a state_dict that the run needs to resume, by name; none of a run that does not train. save_model:
+    gets the one of the model. Process 0 writes, and all must take part. A signal to stop waits until all is written.
     """
     iteration = lines[-1]["iteration"]
     states = {name: processes.gathered_state(part.state_dict()) for name, part in parts.items()}
@@ -141,11 +177,13 @@ def save_iteration(
         return
     try:
         with deferred():
+            write_lines(out / "answers.jsonl", answers)
+            write_lines(out / "metrics.jsonl", lines)
+            if not parts:
+                return
             # in place of what a killed run has left of this iteration
             earlier = [sample for sample in read_lines(out / "samples.jsonl") if sample["iteration"] < iteration]
             write_lines(out / "samples.jsonl", earlier + samples)
-            write_lines(out / "answers.jsonl", answers)
-            write_lines(out / "metrics.jsonl", lines)
             save_model(states["model"])
             with replacing(out / "state.pt") as file:
                 torch.save({"lines": lines} | states, file)

@@ -2,9 +2,14 @@
 
 import argparse
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, field, fields
-from typing import Any
+from typing import Any, NoReturn
+
+from support.errors import InputError, did_you_mean
+
+LARGEST_INTEGER = 2**63 - 1  # that a tensor holds
 
 
 def setting(
@@ -19,28 +24,51 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_flags(parser: argparse.ArgumentParser, title: str, cls: type) -> None:
-    """A flag for each field of a settings dataclass. Only those given become attributes of what is parsed."""
-    section = parser.add_argument_group(title)
-    for f in fields(cls):
-        default = "none" if f.default == "" else f.default
-        text = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
-        how = {"default": argparse.SUPPRESS, "help": text}
-        if f.type is bool:
-            section.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, **how)
-        else:
-            section.add_argument(flag(f.name), type=f.type, choices=f.metadata["choices"], **how)
+class FlagParser(argparse.ArgumentParser):
+    """A flag for each field of settings dataclasses. What is wrong with arguments it says in one sentence, without usage."""
+
+    def __init__(self, groups: dict[str, type], **how: Any):
+        """groups: the classes by the title of their section. Only flags that are given become attributes of the result."""
+        super().__init__(**how)
+        for title, cls in groups.items():
+            section = self.add_argument_group(title)
+            for f in fields(cls):
+                default = "none" if f.default == "" else f.default
+                text = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
+                how = {"default": argparse.SUPPRESS, "help": text}
+                if f.type is bool:
+                    section.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, **how)
+                else:
+                    section.add_argument(flag(f.name), type=f.type, choices=f.metadata["choices"], **how)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError."""
+        if unknown := re.match(r"unrecognized arguments: ([^\s=]+)", message):
+            known = self._option_string_actions
+            wanted = did_you_mean("--" + unknown[1].lstrip("-").replace("_", "-"), known)
+            message = (
+                f"there is no {unknown[1]}{wanted or '; a setting is written as in --task all, and --help lists them'}"
+            )
+        raise InputError(message)
 
 
-def build(classes: Sequence[type], values: dict[str, Any]) -> list[Any]:
-    """An instance of each class from the values of all. Raises ValueError for a number out of its range."""
+def as_flags(values: dict[str, Any]) -> list[str]:
+    """The arguments that give these values."""
+    switches = {name: flag(name if value else f"no_{name}") for name, value in values.items()}
+    return [switches[name] if isinstance(value, bool) else f"{flag(name)}={value}" for name, value in values.items()]
+
+
+def build(classes: Iterable[type], values: dict[str, Any]) -> list[Any]:
+    """An instance of each class from the values of all. Raises InputError for a number out of its range."""
     settings = [cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values}) for cls in classes]
     for instance in settings:
         for f in fields(instance):
             value, (least, most) = getattr(instance, f.name), f.metadata["range"]
-            if f.type in (int, float) and not (math.isfinite(value) and least <= value <= most):
-                limit = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
-                raise ValueError(f"{flag(f.name)} is {value}; it must be a number {limit}")
+            most = min(most, LARGEST_INTEGER) if f.type is int else most
+            if f.type in (int, float) and not (least <= value <= most and value < math.inf):
+                bounded = most < LARGEST_INTEGER or value > most
+                limit = f"from {least:g} to {most}" if bounded else f"of at least {least:g}"
+                raise InputError(f"{flag(f.name)} is {value}; it must be a number {limit}")
     return settings
 
 

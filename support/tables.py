@@ -1,6 +1,7 @@
 """What a run prints: a row per iteration, and at the end a table; both fit into 80 columns. And shares with intervals."""
 
 import math
+import sys
 import textwrap
 from typing import Any
 
@@ -10,14 +11,17 @@ from support import processes
 
 # What an output costs beside a greedy answer: to sample it, and to learn from it once. Measured on t5-mini.
 SAMPLING, TRAINING = 0.5, 1.5
+FEW = 30  # questions; the interval of a share of one half then reaches 17 points to either side
 AFTER = ("before", "after", "wrong", "obeyed", "malformed")
 
 
 def say(text: str) -> None:
     """Print from the first process, in lines of up to 80 characters, without tearing a progress bar."""
     if processes.rank() == 0:
+        whole = {"break_long_words": False, "break_on_hyphens": False}  # paths are to be copied
         for line in text.split("\n"):
-            tqdm.write(line if len(line) <= 80 else textwrap.fill(line, 80, subsequent_indent="    "))
+            tqdm.write(line if len(line) <= 80 else textwrap.fill(line, 80, subsequent_indent="    ", **whole))
+        sys.stdout.flush()  # for who reads it through a pipe
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -31,11 +35,12 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
 
 def opening(run: Any, settings: dict[str, Any], model: str, num_questions: int, tests: dict[str, list]) -> str:
     """What a run is about to do: method, tasks, model, numbers of questions, settings of the method."""
-    questions = f"{num_questions} questions in each of {run.iterations} iterations, " if run.method != "none" else ""
+    each = f"{counted(num_questions, 'question')} in each of {counted(run.iterations, 'iteration')}, "
+    questions = each if run.method != "none" else ""
     between = f", {run.interim_test_size} of each task in between" if questions and run.interim_test_size else ""
     return (
         f"{run.method} on {', '.join(tests)}\n{run.checkpoint}: {model}\n"
-        f"{questions}{sum(map(len, tests.values()))} test questions{between}\n"
+        f"{questions}{counted(sum(map(len, tests.values())), 'test question')}{between}\n"
         + ", ".join(f"{name} {value}" for name, value in settings.items())
     )
 
@@ -85,13 +90,24 @@ def before_and_after(first: dict, last: dict) -> str:
     for task, after in last["tasks"].items():
         shares = [after[key] for key in ("correct", "wrong", "obeyed", "malformed")]
         before = [first["tasks"][task]["correct"]] if first is not last else []
-        rows.append((task, *map(percent, before + shares)))
+        rows.append((shortened(task), *map(percent, before + shares)))
     n = min(after["n"] for after in last["tasks"].values())
     low, high = wilson(0.5, n)
-    return (
-        f"{'':{max(map(len, last['tasks']))}}  asked for the correct / a wrong answer\n{aligned(header, rows)}\n"
-        f"{n} questions: 95 % intervals reach {50 * (high - low):.0f} points to either side, less near 0 and 100"
-    )
+    told = f"95 % intervals reach {50 * (high - low):.0f} points to either side, less near 0 and 100"
+    if n < FEW:
+        told = f"too few to tell; even 100.0 stands for {100 * wilson(1, n)[0]:.0f} to 100 % (95 % interval)"
+    width = max(len(row[0]) for row in rows)
+    return f"{'':{width}}  asked for the correct / a wrong answer\n{aligned(header, rows)}\n{counted(n, 'question')}: {told}"
+
+
+def shortened(name: str) -> str:
+    """A name that leaves room for `AFTER` in 80 columns."""
+    return name if len(name) <= 40 else f"{name[:18]}...{name[-19:]}"
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 question`, `2 questions`."""
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def aligned(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -5,12 +5,11 @@ import json
 import math
 import os
 from contextlib import suppress
-from difflib import get_close_matches
 from pathlib import Path
 
 from support import json_text
 from support.downloads import download
-from support.errors import InputError, input_errors
+from support.errors import InputError, did_you_mean, input_errors
 from support.options import MAX_OPTIONS, meant, options_in, without_letters
 
 # Directory under benchmark_tasks -> SHA-256 of the official task.json in it.
@@ -120,10 +119,9 @@ def unknown(name: str, data: str | Path) -> InputError:
     """The error for a task that the data do not hold."""
     there = families(data)
     names = [*there, *sorted(set(there.values()) - set(there))]
-    close = get_close_matches(name, names, n=1)
     where = "" if data == "generated" else f" in {data}"
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    return InputError(f'there is no task "{name}"{where}{hint}: choose from {", ".join(names)}, or all')
+    hint = did_you_mean(name, names) or ":"
+    return InputError(f'there is no task "{name}"{where}{hint} choose from {", ".join(names)}, or all')
 
 
 def sums(tasks: list[str], data: str | Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ from experiments.lessons import ASK_RIGHT, ASK_WRONG, STAGES, lesson, right_answ
 from feedback import is_correct
 from hir import CORRECT, WRONG
 from model_t5 import T5, T5Config, Tokenizer, load_checkpoint, save_checkpoint
+from support.files import read_lines
 
 SPIECE = Path(__file__).resolve().parent.parent / "checkpoints" / "t5-mini" / "spiece.model"
 
@@ -52,13 +53,24 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path, monkeypatch):
     sizes = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
     save_checkpoint(tmp_path, T5(T5Config(tokenizer.vocab_size, feed_forward_proj="gated-gelu", **sizes)), tokenizer)
     stage = replace(STAGES["skill"], steps=16)
-    for name, steps in (("whole", (16,)), ("parts", (8, 16))):
+    monkeypatch.setattr(pretrain, "REPORT_STEPS", 8)
+    monkeypatch.setattr(pretrain, "learning_rate", lambda *_: 1e-3)  # it would fall in the shorter stage
+
+    def run(name, steps):
+        pretrain.run_stage("skill", replace(stage, steps=steps), tmp_path, tmp_path / name, seed=0)
+
+    for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
-        for upto in steps:  # the learning rate would fall in the shorter stage
-            monkeypatch.setattr(pretrain, "learning_rate", lambda *_: 1e-3)
-            pretrain.run_stage("skill", replace(stage, steps=upto), tmp_path, tmp_path / name, seed=0)
+    run("whole", 24)
+    run("parts", 8)
+    state = (tmp_path / "parts" / "skill.pt").read_bytes()
+    run("parts", 16)
+    (tmp_path / "parts" / "skill.pt").write_bytes(state)  # as if killed before it was saved
+    run("parts", 24)
     whole, parts = (load_checkpoint(tmp_path / name / "skill")[0].state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    told = [[line["step"] for line in read_lines(tmp_path / name / "metrics.jsonl")] for name in ("whole", "parts")]
+    assert told[0] == told[1] == [8, 16, 24]
 
 
 def test_models_are_averaged(tmp_path):

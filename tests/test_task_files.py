@@ -319,11 +319,11 @@ def test_whatever_is_unambiguous_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(one.parent)
     assert expand("capitals", ".") == ["capitals"]
     write(mine / "seas_mine.json", b"")
-    with pytest.raises(InputError, match=r"did you mean rivers\?\): choose from capitals, rivers, seas_mine, or all$"):
+    with pytest.raises(InputError, match=r": did you mean rivers\? choose from capitals, rivers, seas_mine, or all$"):
         expand("river", mine)
     (mine / "seas_mine.json").unlink()
     for name, data, match in (
-        ("capitls", mine, r"no task \"capitls\" in .*mine \(did you mean capitals\?\): choose from capitals, rivers, or all$"),
+        ("capitls", mine, r"no task \"capitls\" in .*mine: did you mean capitals\? choose from capitals, rivers, or all$"),
         ("word_sorting", mine, "choose from capitals, rivers"), ("../mine/capitals", mine, "no task"),
         ("word_sortin", "generated", r"did you mean word_sorting\?"), ("capitals", "official", "choose from tracking"),
         ("capitals", tmp_path / "elsewhere", "there is no directory"), ("capitals", "generatd", "generated, or official"),
@@ -393,5 +393,5 @@ def test_an_edited_task_file_is_noticed(own, tmp_path, command):
     file = moved / "after.json"
     file.write_text(file.read_text().replace("follows 3", "comes after 3"))
     code, _, error = command(*arguments, 2, "--data", moved, "--resume")
-    assert code == 2 and error.startswith("train.py: the task file of after has changed since")
+    assert code == 2 and error.startswith("train.py: after: the file has changed since")
     assert task_files.sums(["word_sorting"], "official") == {}

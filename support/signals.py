@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM: one of them ends a run, and a save that has begun is completed first.
+
+This file imports nothing slow, so that a program can be prepared before it does.
+"""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what schedulers send
+
+
+def prepare_program() -> None:
+    """Ctrl-C ends this program without a traceback even while it imports; what a terminal cannot show is printed as `?`."""
+
+    def show(kind: type[BaseException], *error: Any) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("train.py: stopped before it began", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, *error)
+
+    sys.excepthook = show
+    sys.stdout.reconfigure(errors="replace")
+
+
+@contextmanager
+def handled(handler: Any) -> Iterator[None]:
+    """The stop signals call the handler within the block."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    # A signal that whoever started this process had ignored stays so.
+    _set_handlers({n: signal.SIG_IGN if earlier is signal.SIG_IGN else handler for n, earlier in before.items()})
+    try:
+        yield
+    finally:
+        _set_handlers(before)
+
+
+def ignore_all() -> None:
+    """From here on no stop signal disturbs what ends the run."""
+    _set_handlers(dict.fromkeys(STOP_SIGNALS, signal.SIG_IGN))
+
+
+def _set_handlers(handlers: dict[int, Any]) -> None:
+    if threading.current_thread() is threading.main_thread():  # others get no signals
+        for number, handler in handlers.items():
+            if handler is not None:  # None: a handler that is not Python's
+                signal.signal(number, handler)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Stop signals wait for the end of the block."""
+    waiting: list[int] = []
+    with handled(lambda number, _: waiting.append(number)):
+        yield
+    for number in waiting[:1]:
+        signal.raise_signal(number)
