@@ -399,7 +399,7 @@ def load_checkpoint(path_or_name: str | os.PathLike, tokenizer: str | Path | Non
     checkpoint_files.check_tokenizer(tokenizer, config, directory)
     tensors = checkpoint_files.read_tensors(directory)
     config.tie_word_embeddings = checkpoint_files.drop_copies(tensors, config.tie_word_embeddings, directory)
-    with torch.device("meta"):  # shapes alone: no memory is taken on the word of config.json
+    with checkpoint_files.shapes_alone():  # no memory is taken on the word of config.json
         model = T5(config)
     checkpoint_files.fill(model, tensors, directory)
     return model.eval(), tokenizer

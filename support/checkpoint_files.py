@@ -13,13 +13,15 @@ import math
 import mmap
 import re
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from support.errors import InputError, input_errors
 from support.files import MAX_TEXT, parse_object, read_file, read_json, write_file
@@ -156,6 +158,24 @@ def drop_copies(tensors: dict[str, Tensor], tied: bool, directory: Path) -> bool
             return False
         del tensors["lm_head.weight"]
     return tied
+
+
+class _ValuesLeftOut(TorchFunctionMode):
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if function in (Tensor.normal_, torch.nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """The parameters of models made in the block have shapes, but neither memory nor values.
+
+    To draw values on the meta device, torch would import its compiler, which takes more than a second.
+    """
+    with torch.device("meta"), _ValuesLeftOut():
+        yield
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -262,3 +264,13 @@ def test_a_small_vocabulary_without_sentinels_survives_a_round_trip(tmp_path, sm
     assert again.vocab_size == tokenizer.vocab_size == len(peer) == 300
     texts = [*TEXTS[:50], "a <extra_id_0> b"]
     assert [again.encode(text) for text in texts] == peer(texts).input_ids
+
+
+def test_loading_imports_no_compiler():
+    code = (
+        "import sys, model_t5; model_t5.load_checkpoint('checkpoints/t5-nano'); print('torch._dynamo' in sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=SPIECE.parents[2], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "False\n"
