@@ -37,7 +37,11 @@ def opening(run: Any, settings: dict[str, Any], model: str, num_questions: int, 
     """What a run is about to do: method, tasks, model, numbers of questions, settings of the method."""
     each = f"{counted(num_questions, 'question')} in each of {counted(run.iterations, 'iteration')}, "
     questions = each if run.method != "none" else ""
-    between = f", {run.interim_test_size} of each task in between" if questions and run.interim_test_size else ""
+    between = (
+        f", {run.interim_test_size} of each task in between"
+        if run.iterations > 1 and questions and run.interim_test_size
+        else ""
+    )
     return (
         f"{run.method} on {', '.join(tests)}\n{run.checkpoint}: {model}\n"
         f"{questions}{counted(sum(map(len, tests.values())), 'test question')}{between}\n"

@@ -121,6 +121,7 @@ def unknown(name: str, data: str | Path) -> InputError:
     names = [*there, *sorted(set(there.values()) - set(there))]
     where = "" if data == "generated" else f" in {data}"
     hint = did_you_mean(name, names) or ":"
+    names[50:] = [f"{len(names) - 50} others that --list shows"] * (len(names) > 50)
     return InputError(f'there is no task "{name}"{where}{hint} choose from {", ".join(names)}, or all')
 
 
