@@ -35,13 +35,11 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
 
 def opening(run: Any, settings: dict[str, Any], model: str, num_questions: int, tests: dict[str, list]) -> str:
     """What a run is about to do: method, tasks, model, numbers of questions, settings of the method."""
-    each = f"{counted(num_questions, 'question')} in each of {counted(run.iterations, 'iteration')}, "
-    questions = each if run.method != "none" else ""
-    between = (
-        f", {run.interim_test_size} of each task in between"
-        if run.iterations > 1 and questions and run.interim_test_size
-        else ""
-    )
+    questions = between = ""
+    if run.method != "none":
+        questions = f"{counted(num_questions, 'question')} in each of {counted(run.iterations, 'iteration')}, "
+        if run.interim_test_size and run.iterations > 1:
+            between = f", {run.interim_test_size} of each task in between"
     return (
         f"{run.method} on {', '.join(tests)}\n{run.checkpoint}: {model}\n"
         f"{questions}{counted(sum(map(len, tests.values())), 'test question')}{between}\n"
