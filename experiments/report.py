@@ -51,6 +51,7 @@ VARIANTS = {  # of HIR, in Table 4: what differs
     "without the entropy term": "--beta 0",
     "with the paper's label smoothing": "--label-smoothing 0.2",
 }
+NO_CRITIC = "--ppo-value-learning-rate 0"  # its values stay 0: REINFORCE with PPO's clip and whitened rewards
 # Outputs are used again and again: 16 iterations at a constant rate, looked at after so many outputs.
 OUTPUTS, REUSED, REUSE, ON = (400, 800, 1600), ("farl", "grpo", "hir"), (1, 4, 10), (FOUR[0], FOUR[3])
 LEARNERS = "--iterations 16 --final-learning-rate 1 --interim-test-size 0"
@@ -88,6 +89,7 @@ def planned_runs(runs: Path) -> dict[str, list[str]]:
     """Name -> arguments of train.py, of all that tables and pictures show. `runs` is where trained models are."""
     compared = [*itertools.product(TASKS, METHODS, ["t5-mini"], [""]), *itertools.product(FOUR, METHODS, SIZES, [""])]
     compared += itertools.product(FOUR, ["hir"], ["t5-mini"], map(variant, VARIANTS.values()))
+    compared += [(task, "ppo", "t5-mini", NO_CRITIC) for task in FOUR]
     compared += [(task, m, "t5-mini", reuse(m, n)) for task, m, n in itertools.product(ON, REUSED, REUSE)]
     settings, plan = search.found(), {}
     for family in FAMILIES:
@@ -247,6 +249,22 @@ def table_4(results: Results) -> Table:
     return "Table 4: ablations", text, ["", "gradient steps", *FOUR, *averages], rows
 
 
+def critic_table(results: Results) -> Table:
+    """How much of the returns PPO's critic explains, and what PPO is without it."""
+    rows: list[list] = []
+    for task in TASKS:
+        found = [results[name] for name in names_of(task, "ppo") if name in results]
+        explained = [r.value("explained_variance", i) for r in found for i in range(3, len(r.lines))]
+        share = f"{statistics.mean(explained):.2f}" if explained else None
+        without = measured(results, names_of(task, "ppo", flags=NO_CRITIC))
+        rows.append([task, share, of_method(results, task, "ppo"), without])
+    text = (
+        "The share of the variance of returns that the critic explains before it is trained on them, the mean from the third "
+        f"iteration on and over seeds; and right at the end, in %, with the critic and without (`{NO_CRITIC}`)."
+    )
+    return "PPO's critic", text, ["task", "explained variance", "with the critic", "without"], rows
+
+
 def efficiency_table(results: Results) -> Table:
     """What more passes over the same outputs bring."""
     rows: list[list] = []
@@ -282,8 +300,8 @@ def leak_table(results: Results) -> Table:
 
 
 TABLES = (
-    default_table, search_table, table_2, ranking_table, wrong_table, claims_table, table_3, table_4, efficiency_table,
-    leak_table,
+    default_table, search_table, table_2, ranking_table, wrong_table, claims_table, table_3, table_4, critic_table,
+    efficiency_table, leak_table,
 )  # fmt: skip
 
 

@@ -161,6 +161,19 @@ def test_the_other_tables(directory):
     assert rows_of(directory, "The search", labels=2)["HIR", f"`{search.trials('hir')[0]}`"] == ["50.0", "70.0", "10.0"]
 
 
+def test_explained_variance_is_that_from_the_third_iteration_on():
+    def run(*explained):
+        shares = {TRACKING: {"n": 4, "correct": 0.5}}
+        lines = [{"tasks": shares, "losses": {}, "explained_variance": value} for value in explained]
+        return results.Result({}, lines)
+
+    found = {report.name_of(TRACKING, "ppo", 0): run(None, 0.9, 0.9, 0.1, 0.2)}
+    found[report.name_of(TRACKING, "ppo", 1)] = run(None, 0.9, 0.9, 0.3, 0.6)
+    *_, header, rows = report.critic_table(found)
+    (row,) = (row for row in rows if row[0] == TRACKING)
+    assert header[1] == "explained variance" and row[1] == "0.30" and str(row[2]).endswith("(2 of 3 runs)")
+
+
 def test_pictures_are_drawn(directory):
     for name in ("methods", "methods_seconds", "wrong_instruction", "curve"):
         assert (directory / f"{name}.png").read_bytes().startswith(b"\x89PNG")
