@@ -189,7 +189,7 @@ def next_token(logits: Tensor, temperature: float, noise: Tensor) -> Tensor:
 def relabel(
     samples: Iterable[Sample], tokenizer: Tokenizer, settings: Settings, rng: random.Random
 ) -> list[TrainingExample]:
-    """Sec. 4.2: give every output, and every sub-output, the instruction that it fulfils.
+    """Sec. 4.2: give every output, and every sub-output, the instruction that it fulfills.
 
     Sub-outputs. "encoder": a random part is learned too (see `sub_output`). "decoder": the output is also cut in two at a
     random time step; both pieces keep its instruction, and the rest is learned after the prefix in the decoder. "answer":
@@ -218,7 +218,7 @@ def relabel(
 def sub_output(s: Sample, tokenizer: Tokenizer, rng: random.Random) -> TrainingExample:
     """A random part of an output, given the tokens before it in the encoder's input, as in the authors' code.
 
-    It begins and ends on a grid of two tokens. A part of a wrong output fulfils CORRECT if it lies within the answer, does
+    It begins and ends on a grid of two tokens. A part of a wrong output fulfills CORRECT if it lies within the answer, does
     not end it, and the answer up to its end is contained in a right one.
     """
     start, end = sorted(rng.sample(range(0, len(s.tokens) + 2, 2), 2))

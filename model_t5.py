@@ -82,7 +82,7 @@ def position_bucket(distance: Tensor, bidirectional: bool, config: T5Config) -> 
 
 
 class Attention(nn.Module):
-    """Multi-head attention: softmax(Q K^T + bias) V. No scaling by 1/sqrt(d): T5 initialises Q that much smaller."""
+    """Multi-head attention: softmax(Q K^T + bias) V. No scaling by 1/sqrt(d): T5 initializes Q that much smaller."""
 
     def __init__(self, config: T5Config, has_position_bias: bool = False):
         super().__init__()
@@ -224,7 +224,7 @@ class T5(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """T5's initialisation: normal, with deviations that keep the scale of activations; norms are identities."""
+        """T5's initialization: normal, with deviations that keep the scale of activations; norms are identities."""
         c = self.config
         deviation = dict.fromkeys(("k", "v", "wi", "wi_0", "wi_1", "relative_attention_bias"), c.d_model**-0.5)
         deviation |= {"q": (c.d_model * c.d_kv) ** -0.5, "o": (c.num_heads * c.d_kv) ** -0.5, "wo": c.d_ff**-0.5}
