@@ -1,7 +1,7 @@
 """The twelve BIG-bench tasks of the paper: from task files, or from grammars, to questions with their right answers.
 
     load("word_sorting", "official")          the official examples, downloaded once
-    load("navigate", "BIG-Bench-Hard")        those of any task file: from a checkout, or written by yourself
+    load("navigate", "BIG-Bench-Hard")        those of any task file, from a checkout or your own
     generate("word_sorting", 1000, seed=0)    questions of the same form, from support/grammars
 
 Questions are worded as in the authors' code (commit b598587). One thing differs on purpose: options are shuffled unless
@@ -37,7 +37,7 @@ class Example:
     question: the text that stands between "Q: " and "\\nA:", options included.
     targets: every answer that counts, the official one first; a letter such as "(B)" where there are options.
     options: the texts of the options in the order of their letters; empty where the answer is free text.
-    steps: what leads to the answer, written down: an order, who held it before, a growing sum; some generated
+    steps: the reasoning that leads to the answer (an order, who held it before, a running sum); some generated
         questions have it.
     """
 
@@ -49,9 +49,9 @@ class Example:
 
 
 def expand(names: str, data: str | Path = "generated") -> list[str]:
-    """The tasks meant by a name, a family ("logical_deduction" is its three sizes), a list with commas, or "all".
+    """The tasks of a name, a family ("logical_deduction" is its three sizes), a comma-separated list, or "all".
 
-    Where `data` is a directory, the tasks are those whose files are there; see support/task_files.py.
+    Where `data` is a directory, the tasks are those whose files are in it; see support/task_files.py.
     """
     families, chosen = task_files.families(data), []
     for name in (part.strip().strip("/").replace("/", "_") for part in names.split(",")):
@@ -66,7 +66,7 @@ def expand(names: str, data: str | Path = "generated") -> list[str]:
 
 
 def _stem(entry: dict) -> str:
-    """The question without its options; what happens to empty lines is what the authors' code does."""
+    """The question without its options; empty lines are treated as in the authors' code."""
     prefix = entry.get("task_prefix", "") + entry.get("example_input_prefix", "")
     if "target_scores" in entry:
         return prefix.replace("\n\n", "\n") + entry["input"].replace("\n\n", "")
@@ -78,7 +78,9 @@ def _example(task: str, entry: dict, rng: random.Random | None) -> Example:
     steps = entry.get("steps", "")
     if "target_scores" not in entry:
         targets = entry["target"] if isinstance(entry["target"], list) else [entry["target"]]
-        targets = sorted(targets, key=lambda target: not target.isdigit())  # "3" before "three", as the authors have it
+        targets = sorted(
+            targets, key=lambda target: not target.isdigit()
+        )  # "3" before "three", as in the authors' code
         return Example(_stem(entry), tuple(targets), task=task, steps=steps)
     options = list(entry["target_scores"])
     if rng:
@@ -102,7 +104,7 @@ def load(task: str, data: str | Path, option_order: str = "shuffled", seed: int 
     if option_order not in ("shuffled", "official"):
         raise InputError(f'there is no option order "{option_order}": choose shuffled or official')
     entries = task_files.read(task_files.locate(task, data))
-    if task not in TASKS:  # the authors' code takes empty lines out, and with them what separates two sentences
+    if task not in TASKS:  # the authors' code removes an empty line with both its breaks, which joins two sentences
         entries = [entry | {"input": re.sub(r"\n\s*\n", "\n", entry["input"])} for entry in entries]
     if option_order == "official":
         return [_example(task, entry, None) for entry in entries]
@@ -110,7 +112,7 @@ def load(task: str, data: str | Path, option_order: str = "shuffled", seed: int 
 
 
 def split(examples: list[Example], seed: int = 1) -> tuple[list[Example], list[Example]]:
-    """The authors' 80 % to train on and 20 % to test on, index for index as numpy.random.seed(1) draws them."""
+    """The authors' split, 80 % for training and 20 % for testing, index for index as numpy.random.seed(1) draws it."""
     order = np.random.RandomState(seed).permutation(len(examples))  # the same stream, without touching the global one
     cut = int(0.8 * len(examples))
     return [examples[i] for i in order[:cut]], [examples[i] for i in order[cut:]]
@@ -122,8 +124,8 @@ def split(examples: list[Example], seed: int = 1) -> tuple[list[Example], list[E
 def generate(task: str, n: int, seed: int, part: str = "train", level: float | None = None) -> list[Example]:
     """`n` different questions from the grammar of a task, the same for the same arguments on every machine.
 
-    part: a question belongs to "test" if a hash of its text, options left out, is divisible by 5, else to "train". So
-        what any seed generates for training shares no question with what any seed generates for testing.
+    part: a question belongs to "test" if a hash of its text, without options, is divisible by 5, else to "train". So
+        training and test questions never overlap, whatever the seeds.
     level: None for the official sizes, from 0 to 1 for easier questions of the same kind, as in a curriculum.
     """
     if task not in TASKS:

@@ -2,8 +2,8 @@
 
 The paper scores an output by comparing it with the target (Sec. 4.2). Each kind of answer has a scorer here, which also
 says what counts as an answer: an option's letter or text, a number, the words of the list in some order, any text. A
-wrong answer obeys "answer wrongly"; noise does not, so the two are told apart. All scorers ignore formatting, as the
-authors' rule does (spaces, full stops, newlines, upper case), never content.
+wrong answer obeys "answer wrongly"; noise does not, so the two are distinguished. All scorers ignore formatting, as the
+authors' rule does (spaces, full stops, newlines, case), never content.
 """
 
 import re
@@ -18,7 +18,7 @@ Verdict = Literal["right", "wrong", "malformed"]  # malformed: no answer to this
 
 
 def judge(output: str, example: Example) -> Verdict:
-    """R(o, p, q) of Sec. 4.2: judge the final answer of an output, whatever it is. (--feedback judges the whole output.)"""
+    """R(o, p, q) of Sec. 4.2: judge the final answer of any output. (--feedback judges the complete output.)"""
     if own := own_feedback.in_force():
         return own(output, example)
     return _scorer(example)(final_answer(output), example)
@@ -30,7 +30,7 @@ def is_correct(output: str, example: Example) -> bool:
 
 
 def answer_position(output: str) -> int:
-    """Where the judged part begins: after the last "the answer is" of a chain of thought; 0 without one, or --feedback."""
+    """Where the judged part begins: after the last "the answer is"; at 0 if there is none, or with --feedback."""
     if own_feedback.in_force():
         return 0
     return max((match.end() for match in re.finditer(r"(?i)\bthe answer is\b:?", output)), default=0)
@@ -43,7 +43,7 @@ def final_answer(output: str) -> str:
 
 def is_part_of_right_answer(text: str, example: Example) -> bool:
     """Does a right answer contain this text? Then a piece of a wrong answer is not wrong by itself (Sec. 4.2, A.2)."""
-    part = "" if own_feedback.in_force() else normalize(text)  # own feedback judges whole outputs alone
+    part = "" if own_feedback.in_force() else normalize(text)  # own feedback judges complete outputs only
     answers = [normalize(target) for target in example.targets]
     for letter, option in _lettered(example):
         if letter in example.targets:
@@ -70,7 +70,7 @@ def score_choice(answer: str, example: Example) -> Verdict:
 
 
 def score_number(answer: str, example: Example) -> Verdict:
-    """A whole number: `12`, `Twelve.`; one below zero only where the question or a target has a minus before a number."""
+    """A whole number: `12`, `Twelve.`; negative only if the question or a target has a minus before a number."""
     number, minus = parse_number(answer), re.search(r"-\s?[0-9(]", f"{example.question} {example.targets}")
     well_formed = number is not None and (number >= 0 or minus is not None)
     return _verdict(well_formed, any(number == parse_number(target) for target in example.targets))
@@ -84,14 +84,14 @@ def score_words(answer: str, example: Example) -> Verdict:
 
 
 def score_text(answer: str, example: Example) -> Verdict:
-    """Free text: any is an answer, unless only yes and no are; one that equals a target up to formatting is right."""
+    """Free text: anything is an answer, unless only yes and no are; right if equal to a target up to formatting."""
     text, targets = normalize(answer), {normalize(target) for target in example.targets}
     answers = next((pair for pair in YES_NO if targets <= pair), {text} - {""})
     return _verdict(text in answers, text in targets)
 
 
 def parse_number(text: str) -> int | None:
-    """The whole number that a numeral or an English number word below one hundred names; None if it names none."""
+    """The whole number named by a numeral or an English number word below one hundred; None if there is none."""
     text = normalize(text)
     # The bound keeps absurd outputs away from int(), which refuses very long numerals with an exception.
     if re.fullmatch(r"-?[0-9]{1,18}", text):

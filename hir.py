@@ -1,4 +1,4 @@
-r"""Hindsight Instruction Relabeling (Zhang et al., ICML 2023), in the order in which the paper explains it.
+r"""Hindsight Instruction Relabeling (Zhang et al., ICML 2023), in the paper's order.
 
     the instructions, Algorithm 1             CORRECT, WRONG, prompt, hindsight_instruction_relabeling
     1. online sampling          (Sec. 4.1)    sample_online, make_sample, sample_tokens, sampling_loop, next_token
@@ -43,7 +43,7 @@ class Sample:
     """An entry of the replay set D_online: a question, a sampled output, and its feedback."""
 
     example: Example
-    tokens: tuple[int, ...]  # as they were drawn, up to and including </s> if there is one
+    tokens: tuple[int, ...]  # as drawn, up to and including </s> if there is one
     output: str
     verdict: Verdict
     answer_start: int  # the token at which the answer begins, after a chain of thought if there is one
@@ -51,7 +51,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Settings:
-    """The hyperparameters of Table 7 with their values there, then what the paper leaves open."""
+    """The hyperparameters of Table 7 with the paper's values, then what the paper leaves open."""
 
     online_samples: int = setting(4, "outputs drawn for each question in an iteration", least=1)
     sampling_temperature: float = setting(1.0, "temperature of the online samples")
@@ -63,12 +63,12 @@ class Settings:
     alpha: float = setting(1.0, "weight of L_contrastive (Eq. 4)")
 
     sub_output: str = setting("encoder", "sub-outputs (see `relabel`)", ("encoder", "decoder", "answer", "none"))
-    replay: str = setting("all", "learn from every iteration's samples, or from the last one's", ("all", "last"))
-    malformed: str = setting("wrong", "outputs that are no answer: learned as wrong, or dropped", ("wrong", "drop"))
+    replay: str = setting("all", "learn from the samples of all iterations, or of the last", ("all", "last"))
+    malformed: str = setting("wrong", "outputs without an answer: learned as wrong, or dropped", ("wrong", "drop"))
     contrastive: str = setting("instructions", "what Eq. 4 compares (see `loss_terms`)", ("instructions", "batch"))
-    max_new_tokens: int = setting(64, "longest output", least=1)
+    max_new_tokens: int = setting(64, "maximum length of an output, in tokens", least=1)
     warmup_steps: int = setting(0, "gradient steps in which the learning rate rises from zero")
-    final_learning_rate: float = setting(1.0, "share of the learning rate in the last iteration; it falls linearly")
+    final_learning_rate: float = setting(1.0, "share of the learning rate left in the last iteration; linear decay")
 
 
 # --- Algorithm 1 ------------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def sample_online(
 
 
 def make_sample(example: Example, tokens: tuple[int, ...], tokenizer: Tokenizer) -> Sample:
-    """A sampled output with its feedback R(o, p, q), and the first token that belongs to its answer."""
+    """A sampled output with its feedback R(o, p, q) and the position of its answer's first token."""
     output = tokenizer.decode(tokens)
     start = bisect_left(range(len(tokens)), answer_position(output), key=lambda i: len(tokenizer.decode(tokens[:i])))
     return Sample(example, tokens, output, judge(output, example), start)
@@ -133,7 +133,7 @@ def sample_tokens(
     output by rounding at most.
     """
     if isinstance(prompts, str):
-        raise TypeError("prompts is one text, not a list of texts: write [prompt] for prompt")
+        raise TypeError("prompts must be a list of texts, not a single text: pass [prompt]")
     noise = torch.rand(len(prompts), num_samples, max_new_tokens, generator=generator)
     sources = [tokenizer.encode(text) for text in prompts]
 
@@ -148,7 +148,7 @@ def sample_tokens(
 def sampling_loop(model: T5, input_ids: Tensor, attention_mask: Tensor, temperature: float, noise: Tensor) -> Tensor:
     """Sample token by token: (B, S) sources and (B, N, T) uniform noise -> (B, N, T) ids, padded after `</s>`.
 
-    A question is encoded once, and its N samples share the cross-attention keys and values made from that.
+    A question is encoded once, and its N samples share the resulting cross-attention keys and values.
     """
     config, device, noise = model.config, input_ids.device, noise.to(input_ids.device)
     num_questions, num_samples, max_new_tokens = noise.shape
@@ -167,7 +167,7 @@ def sampling_loop(model: T5, input_ids: Tensor, attention_mask: Tensor, temperat
         unfinished = (~finished.view(-1, num_samples).all(dim=1)).nonzero().flatten()  # of the running questions
         if len(unfinished) == 0:
             break
-        if len(unfinished) <= 0.75 * len(running):  # leaving the others out copies the cache, so only when it pays
+        if len(unfinished) <= 0.75 * len(running):  # dropping the others copies the cache, so only when it pays
             cache, running = cache.keep(unfinished), running[unfinished]
             tokens, finished = (x.view(-1, num_samples)[unfinished].flatten() for x in (tokens, finished))
     return output_ids
@@ -189,11 +189,11 @@ def next_token(logits: Tensor, temperature: float, noise: Tensor) -> Tensor:
 def relabel(
     samples: Iterable[Sample], tokenizer: Tokenizer, settings: Settings, rng: random.Random
 ) -> list[TrainingExample]:
-    """Sec. 4.2: give every output, and every sub-output, the instruction that it fulfils.
+    """Sec. 4.2: give every output, and every sub-output, the instruction that it fulfills.
 
     Sub-outputs. "encoder": a random part is learned too (see `sub_output`). "decoder": the output is also cut in two at a
-    random time step; both pieces keep its instruction, and the rest is learned after the prefix in the decoder. "answer":
-    of a wrong output only the answer is learned, given its reasoning; Eq. 4 compares answers only. "none": whole outputs.
+    random time step; both pieces keep its instruction, and the second follows the first in the decoder. "answer": from a
+    wrong output, only the answer is learned, given its reasoning; Eq. 4 compares answers only. "none": outputs as they are.
     Duplicates are kept: how often an output is drawn is part of the data.
     """
     examples = []
@@ -218,8 +218,8 @@ def relabel(
 def sub_output(s: Sample, tokenizer: Tokenizer, rng: random.Random) -> TrainingExample:
     """A random part of an output, given the tokens before it in the encoder's input, as in the authors' code.
 
-    It begins and ends on a grid of two tokens. A part of a wrong output fulfils CORRECT if it lies within the answer, does
-    not end it, and the answer up to its end is contained in a right one.
+    It begins and ends at multiples of two tokens. A part of a wrong output fulfills CORRECT if it lies within the answer,
+    does not end it, and the answer up to the part's end is contained in a right one.
     """
     start, end = sorted(rng.sample(range(0, len(s.tokens) + 2, 2), 2))
     within = s.answer_start <= start and end < len(s.tokens)

@@ -1,7 +1,7 @@
 """T5 (Raffel et al., JMLR 2020) in plain PyTorch: configuration, layers, model, generation, tokenizer, checkpoints.
 
-It covers the original T5 (ReLU, one matrix for embedding and output) and v1.1, which is FLAN-T5's (gated GELU, two).
-Parameters have the names of the Hugging Face hub's files, so that loading is copying.
+It covers the original T5 (ReLU, one matrix for embedding and output) and v1.1, FLAN-T5's architecture (gated GELU, two
+matrices). Parameters have the names used in the Hugging Face hub's files, so that loading is copying.
 Letters in shapes: B batch, S source length, T target length, D model width, H heads, d width of a head, V vocabulary;
 N targets per source, and R = B N rows of targets.
 """
@@ -47,7 +47,7 @@ class T5Config:
     initializer_factor: float = 1.0
     feed_forward_proj: str = "relu"  # or "gated-gelu"
     tie_word_embeddings: bool = True  # one matrix for embedding and output
-    scale_decoder_outputs: bool = None  # by 1/sqrt(D); as tie_word_embeddings, which in older files stands for both
+    scale_decoder_outputs: bool = None  # by 1/sqrt(D); defaults to tie_word_embeddings, which means both in older files
     pad_token_id: int = 0
     eos_token_id: int = 1
     decoder_start_token_id: int = 0
@@ -82,7 +82,7 @@ def position_bucket(distance: Tensor, bidirectional: bool, config: T5Config) -> 
 
 
 class Attention(nn.Module):
-    """Multi-head attention: softmax(Q K^T + bias) V. No scaling by 1/sqrt(d): T5 initialises Q that much smaller."""
+    """Multi-head attention: softmax(Q K^T + bias) V. No scaling by 1/sqrt(d): T5 initializes Q that much smaller."""
 
     def __init__(self, config: T5Config, has_position_bias: bool = False):
         super().__init__()
@@ -107,8 +107,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """x (B, T, D) attends to keys and values (B, H, S, d); bias broadcasts to (B, H, T, S) -> (B, T, D).
 
-        Written out: F.scaled_dot_product_attention takes up to 1.6 times as long on a CPU while the bias learns, and is
-        within a few per cent otherwise.
+        Written out: on a CPU, F.scaled_dot_product_attention takes up to 1.6 times as long while the bias is trained,
+        and is within a few per cent otherwise.
         """
         scores = self.split_heads(self.q(x)) @ keys.transpose(-1, -2)  # (B, H, T, S)
         scores += bias  # in place, which saves a copy
@@ -224,7 +224,7 @@ class T5(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """T5's initialisation: normal, with deviations that keep the scale of activations; norms are identities."""
+        """T5's initialization: normal, with deviations that keep the scale of activations; norms are identities."""
         c = self.config
         deviation = dict.fromkeys(("k", "v", "wi", "wi_0", "wi_1", "relative_attention_bias"), c.d_model**-0.5)
         deviation |= {"q": (c.d_model * c.d_kv) ** -0.5, "o": (c.num_heads * c.d_kv) ** -0.5, "wo": c.d_ff**-0.5}
@@ -293,10 +293,10 @@ class T5(nn.Module):
         return Cache(layers, self.decoder.position_bias(max_length), self.padding_bias(attention_mask), num_samples)
 
     def step(self, tokens: Tensor, cache: "Cache") -> Tensor:
-        """The next token of each row (R,), the first being the start token -> logits (R, V) of the one after."""
+        """The latest token of each row (R,), at first the start token -> logits (R, V) of the next."""
         position = cache.position
         if position >= cache.self_bias.size(-1):
-            raise IndexError(f"the cache has room for {position} tokens")
+            raise IndexError(f"the cache is full: it has room for {position} tokens")
         bias = cache.self_bias[:, :, position : position + 1, : position + 1]
         hidden = self.decoder(self.shared(tokens[:, None]), bias, None, cache.cross_bias, cache.layers, position)
         cache.position = position + 1
@@ -324,7 +324,7 @@ class LayerCache:
 
 @dataclass
 class Cache:
-    """The state of one generation: all that `T5.step` needs of the tokens before. Row r continues source r // N."""
+    """The state of one generation: all that `T5.step` needs of the preceding tokens. Row r continues source r // N."""
 
     layers: list[LayerCache]
     self_bias: Tensor  # (1, H, T, T), of which a step takes one row
@@ -338,7 +338,7 @@ class Cache:
         return (sources[:, None] * self.num_samples + samples).flatten()
 
     def keep(self, sources: Tensor) -> "Cache":
-        """A cache of these sources (K,) alone, each with all its samples, so that finished ones cost nothing."""
+        """A cache of only these sources (K,), each with all its samples, so that finished ones cost nothing."""
         rows = self.rows(sources)
         layers = [LayerCache(c.keys[rows], c.values[rows], tuple(x[sources] for x in c.cross)) for c in self.layers]
         return dataclasses.replace(self, layers=layers, cross_bias=self.cross_bias[sources])
@@ -350,12 +350,12 @@ class Cache:
 class Tokenizer:
     """T5's SentencePiece vocabulary, followed by the sentinels `<extra_id_99>` ... `<extra_id_0>`.
 
-    The ids are those of T5Tokenizer in transformers 5, which has one variant: a special token in the text is that
-    token, and white space around it is dropped. (Only look-alikes such as `＜pad＞` differ: text here, a token there.)
+    The ids are those of T5Tokenizer in transformers 5: a special token written in the text becomes that token, and white
+    space around it is dropped. (Only look-alikes such as `＜pad＞` differ: text here, a token there.)
     """
 
     def __init__(self, spiece_path: str | os.PathLike, extra_ids: int | None = None):
-        """extra_ids: how many sentinels; None: as many as tokenizer_config.json beside the vocabulary says, else 100."""
+        """extra_ids: the number of sentinels; None: what tokenizer_config.json beside the vocabulary says, else 100."""
         self.pieces = checkpoint_files.read_spiece(Path(spiece_path))
         self.extra_ids = checkpoint_files.read_extra_ids(Path(spiece_path).parent) if extra_ids is None else extra_ids
         self.pad_token_id, self.eos_token_id = self.pieces.pad_id(), self.pieces.eos_id()
@@ -378,7 +378,7 @@ class Tokenizer:
         return [*ids, self.eos_token_id]
 
     def decode(self, ids: list[int]) -> str:
-        """The text of the ids, whatever they are: special tokens and ids beyond the vocabulary have none."""
+        """The text of any ids; special tokens and ids beyond the vocabulary have none."""
         ids, size = map(int, ids), self.pieces.get_piece_size()
         return self.pieces.decode([i for i in ids if 0 <= i < size and i not in self.without_text])
 
@@ -389,8 +389,8 @@ class Tokenizer:
 def load_checkpoint(path_or_name: str | os.PathLike, tokenizer: str | Path | None = None) -> tuple[T5, Tokenizer]:
     """A float32 model in evaluation mode and its tokenizer, from a directory or by the model's name on the hub.
 
-    tokenizer: the directory or name from which the vocabulary comes, if not from there too (see `hub.find_vocabulary`).
-    Raises InputError, a sentence that names the file and the fault, if anything about them is not as it should be.
+    tokenizer: the directory or hub name that has the vocabulary, if the checkpoint does not (see `hub.find_vocabulary`).
+    Raises InputError, a sentence that names the file and the fault, if anything is wrong with the files.
     """
     directory = hub.find_checkpoint(path_or_name, hub.CHECKPOINT if tokenizer is None else hub.MODEL)
     config = checkpoint_files.read_config(directory / "config.json", T5Config)
@@ -399,7 +399,7 @@ def load_checkpoint(path_or_name: str | os.PathLike, tokenizer: str | Path | Non
     checkpoint_files.check_tokenizer(tokenizer, config, directory)
     tensors = checkpoint_files.read_tensors(directory)
     config.tie_word_embeddings = checkpoint_files.drop_copies(tensors, config.tie_word_embeddings, directory)
-    with checkpoint_files.shapes_alone():  # no memory is taken on the word of config.json
+    with checkpoint_files.shapes_alone():  # config.json alone must not make us allocate memory
         model = T5(config)
     checkpoint_files.fill(model, tensors, directory)
     return model.eval(), tokenizer
@@ -408,7 +408,7 @@ def load_checkpoint(path_or_name: str | os.PathLike, tokenizer: str | Path | Non
 def save_checkpoint(directory: str | os.PathLike, model: T5, tokenizer: Tokenizer, state: dict | None = None) -> None:
     """Write what `load_checkpoint` and transformers read. Each file appears complete or not at all, config.json last.
 
-    state: the model's state_dict, where the model itself has only a share of it.
+    state: the model's state_dict, if the model itself holds only a shard of it.
     """
     (directory := Path(directory)).mkdir(parents=True, exist_ok=True)
     checkpoint_files.write_safetensors(directory / "model.safetensors", state or model.state_dict())

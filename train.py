@@ -43,42 +43,42 @@ from support.tables import before_and_after, opening, progress_header, progress_
 class RunConfig:
     """Model, data and output of a run; the hyperparameters are in hir.Settings."""
 
-    task: str = setting("logical_deduction", "a task, a family such as logical_deduction, a list with commas, or all")
+    task: str = setting("logical_deduction", "a task, a family such as logical_deduction, several with commas, or all")
     method: str = setting("hir", "how to train; none only evaluates", ("hir", "sft", "farl", "ppo", "grpo", "none"))
     checkpoint: str = setting("checkpoints/t5-mini", "a directory, or a hub name such as google/flan-t5-base")
     tokenizer: str = setting("", "a directory or hub name that has the spiece.model, if the checkpoint does not")
-    data: str = setting("generated", "generated, official (downloaded), or task files: a directory or one of them")
-    option_order: str = setting("shuffled", "the order of an official question's options", ("shuffled", "official"))
+    data: str = setting("generated", "generated, official (downloaded), a task file, or a directory of task files")
+    option_order: str = setting("shuffled", "the order of the options in task files", ("shuffled", "official"))
     iterations: int = setting(30, "rounds of sampling and training (N of Algorithm 1)")
-    questions: int = setting(0, "training questions per task and iteration; 0: the whole training split")
-    test_size: int = setting(0, "test questions per task; 0: the whole test split, or 200 generated ones")
-    interim_test_size: int = setting(0, "how many of these are asked between the first iteration and the last; 0: all")
-    validation: bool = setting(False, "measure on more questions of the training part, not on the test part")
+    questions: int = setting(0, "training questions per task and iteration; 0: the full training split")
+    test_size: int = setting(0, "test questions per task; 0: the full test split, or 200 generated ones")
+    interim_test_size: int = setting(0, "how many of these to ask between the first and the last evaluation; 0: all")
+    validation: bool = setting(False, "evaluate on questions of the training part instead of the test part")
     feedback: str = setting("", "FILE.py:FUNCTION, your own judge of outputs (docs/feedback.md)")
     answers: str = setting("letters", "form of the targets of --method sft", ("letters", "text", "steps"))
-    out: str = setting("", "directory of the run; by default runs/ and a name from task, method, checkpoint and seed")
+    out: str = setting("", "directory of the run; by default in runs/, named after task, method, checkpoint and seed")
     resume: bool = setting(False, "continue after the last complete iteration of the run in --out, with its settings")
-    seed: int = setting(0, "seed of everything that is drawn at random")
-    list: bool = setting(False, "list the tasks in the data, each with its first question, and do nothing else")
-    explain: bool = setting(False, "walk through one iteration of HIR on up to four questions, and write nothing")
+    seed: int = setting(0, "seed of all random numbers")
+    list: bool = setting(False, "list the tasks in the data, each with its first question, and exit")
+    explain: bool = setting(False, "walk through one iteration of HIR on up to four questions; no files are written")
     ask: bool = setting(False, "answer what is typed or piped in; --checkpoint A,B: before and after training")
 
 
-# Table 7 was made for FLAN-T5. A model of two million parameters needs gentler values: one epoch, a smaller learning rate
-# that falls, and no label smoothing, which with 2,048 tokens gives much of the probability to non-answers. It writes a
-# chain of thought, so Eq. 4 compares answers alone.
+# Table 7 was made for FLAN-T5. A model of two million parameters needs gentler values: one epoch, a smaller learning
+# rate that decays, and no label smoothing, which with 2,048 tokens gives much of the probability to non-answers. It
+# writes a chain of thought, so Eq. 4 compares answers alone.
 SMALL_MODEL = {
     "iterations": 4, "questions": 100, "learning_rate": 4e-4, "warmup_steps": 10, "final_learning_rate": 0.1,
     "train_epochs": 1, "interim_test_size": 50, "label_smoothing": 0.0, "alpha": 0.5, "sub_output": "answer",
     "replay": "all", "max_new_tokens": 112, "grpo_learning_rate": 3e-4, "grpo_epochs": 2, "ppo_learning_rate": 3e-4,
     "ppo_value_learning_rate": 3e-4, "ppo_kl_coef": 0.01, "ppo_epochs": 2,
 }  # fmt: skip
-TITLES = ("the run", "the method (names and values of Table 7)", "PPO's own", "GRPO's own", "the machine")
+TITLES = ("run", "method (names and values of Table 7)", "PPO", "GRPO", "machine")
 
 
 @dataclass(frozen=True)
 class AllSettings:
-    """All settings, parsed from the command line. A method's own ones have its name."""
+    """All settings, parsed from the command line. The fields `ppo` and `grpo` hold what only these methods have."""
 
     run: RunConfig
     method: hir.Settings
@@ -89,9 +89,7 @@ class AllSettings:
 
 def parse_arguments(argv: list[str]) -> AllSettings:
     """The settings of a run: the flags given, else, for a small model, SMALL_MODEL, else the values of Table 7."""
-    epilog = (
-        f"Small models, such as those in checkpoints/, have defaults of their own: {' '.join(as_flags(SMALL_MODEL))}"
-    )
+    epilog = f"Small models, such as those in checkpoints/, have other defaults: {' '.join(as_flags(SMALL_MODEL))}"
     groups = dict(zip(TITLES, [f.type for f in fields(AllSettings)], strict=True))
     parser = FlagParser(groups, description=__doc__.split("\n")[0], epilog=epilog)
     given = given_settings(parser, argv)
@@ -100,9 +98,9 @@ def parse_arguments(argv: list[str]) -> AllSettings:
     settings = AllSettings(*build(groups.values(), defaults | given))
     run, method, machine = settings.run, settings.method, settings.machine
     if method.contrastive == "batch" and (machine.micro_batch_size or processes.launched()):
-        raise InputError("--contrastive batch needs a whole batch at once, so neither --micro-batch-size nor torchrun")
+        raise InputError("--contrastive batch needs the complete batch: leave out --micro-batch-size and torchrun")
     if run.method in ("ppo", "grpo") and method.sampling_temperature == 0:
-        raise InputError(f"--sampling-temperature is 0; --method {run.method} needs outputs that are drawn at random")
+        raise InputError(f"--sampling-temperature is 0; --method {run.method} needs randomly drawn outputs")
     if machine.shard_model and (machine.compile or run.method == "ppo" or not processes.launched()):
         raise InputError("--shard-model needs torchrun, and cannot be combined with --compile or --method ppo")
     return settings
@@ -114,14 +112,14 @@ def parse_arguments(argv: list[str]) -> AllSettings:
 def held_out_questions(run: RunConfig, tasks: list[str]) -> dict[str, list[Example]]:
     """The held-out questions of each task: the same ones for every seed and method."""
     if run.data == "generated":
-        part, seed = ("train", -1) if run.validation else ("test", 0)  # no iteration has a negative seed
+        part, seed = ("train", -1) if run.validation else ("test", 0)  # an iteration's seed is never negative
         return {task: generate(task, run.test_size or 200, seed, part) for task in tasks}
     held_out = {task: split(load(task, run.data, run.option_order))[not run.validation] for task in tasks}
     return {task: examples[: run.test_size or None] for task, examples in held_out.items()}
 
 
 def training_questions(run: RunConfig, tasks: list[str], iteration: int) -> list[Example]:
-    """The questions of an iteration: generated ones are made afresh, official ones are drawn from the training split."""
+    """The questions of an iteration: freshly generated, or drawn from the training split of the task files."""
     seed, examples = derived_seed(run.seed, iteration, "questions"), []
     for task in tasks:
         if run.data == "generated":
@@ -136,7 +134,7 @@ def training_questions(run: RunConfig, tasks: list[str], iteration: int) -> list
 
 
 def load_model(run: RunConfig, machine: MachineSettings) -> tuple[T5, Tokenizer]:
-    """The checkpoint, on the device of this process."""
+    """The checkpoint's model, on the device of this process, and tokenizer."""
     device, dtype = choose_device(machine)
     processes.join(device)
     with processes.first_alone():
@@ -153,7 +151,7 @@ def rebuild_sample(fields: dict) -> hir.Sample:
 
 
 def build_method(s: AllSettings, model: T5, tokenizer: Tokenizer) -> tuple[Learner, Method | None, Any]:
-    """The learner, the method that trains it, and what the method keeps beside the model: replay set or critic."""
+    """The learner, the method that trains it, and the method's own state: replay set or critic."""
     rates = {"ppo": s.ppo.ppo_learning_rate, "grpo": s.grpo.grpo_learning_rate}
     settings = replace(s.method, learning_rate=rates.get(s.run.method, s.method.learning_rate))
     learner, state = Learner(model, tokenizer, s.machine, settings), None
@@ -176,12 +174,12 @@ def build_method(s: AllSettings, model: T5, tokenizer: Tokenizer) -> tuple[Learn
 
 @with_feedback
 def train(s: AllSettings) -> dict:
-    """A whole run. Returns the last line of metrics.jsonl."""
+    """A complete run. Returns the last line of metrics.jsonl."""
     run, begin = s.run, time.perf_counter()
     tasks, out = expand(run.task, run.data), directory_of(run)
     config = {"run": as_values(run, s.machine), "settings": as_values(s.method, getattr(s, run.method, s.method))}
     config["files"] = task_files.sums(tasks, run.data) | own_feedback.sums(run.feedback)
-    # Bad input is reported before long work begins or anything is written.
+    # Bad input is reported before any long work and before anything is written.
     check_run(out, config, run.resume)
     tests, questions = held_out_questions(run, tasks), lru_cache(1)(partial(training_questions, run, tasks))
     num_questions = len(questions(1)) if run.method != "none" else 0
@@ -193,7 +191,7 @@ def train(s: AllSettings) -> dict:
     states = learner.states() | ({"method": method_state} if method_state else {})
     lines = restore(out, states)  # of metrics.jsonl
     say(opening(run, config["settings"], describe(model), num_questions, tests))
-    say(f"ready after {time.perf_counter() - begin:.1f} s; writes to {out}\n\n{progress_header()}")
+    say(f"ready after {time.perf_counter() - begin:.1f} s; writing to {out}\n\n{progress_header()}")
 
     last = run.iterations if method else 0
     if method:
@@ -240,7 +238,7 @@ def evaluate(
 ) -> tuple[dict[str, dict[str, float]], list[dict], float]:
     """Greedy answers to the first `size` test questions of each task (None: to all) under both instructions.
 
-    Returns the shares by task, every answer with its verdict, and how many seconds it took.
+    Returns the shares by task, every answer with its verdict, and the seconds that this took.
 
     Under CORRECT: `correct`, `malformed_correct`. Under WRONG: `wrong` (still right), `obeyed` (an answer, and
     wrong) and `malformed` (no answer), which add up to 1.
@@ -274,7 +272,7 @@ def evaluate(
 
 @with_feedback
 def explain_or_ask(s: AllSettings) -> None:
-    """--explain and --ask: what models do with training questions of the first task; at the full learning rate."""
+    """--explain and --ask, on training questions of the first task, at the full learning rate."""
     examples = training_questions(s.run, expand(s.run.task, s.run.data)[:1], iteration=1)
     names = s.run.checkpoint.split(",") if s.run.ask else [s.run.checkpoint]
     models = [load_model(replace(s.run, checkpoint=name), s.machine) for name in names]

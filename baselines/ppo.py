@@ -212,7 +212,7 @@ def token_rewards(right: list[bool], lengths: list[int], log_ratio: Tensor, kl_c
 
 
 def estimate_advantages(rewards: Tensor, values: Tensor, discount: float, lambda_: float) -> Tensor:
-    """Generalised advantage estimation (Schulman et al., 2016, Eq. 16): (R, T), (R, T) -> (R, T), all 0 at padding.
+    """Generalized advantage estimation (Schulman et al., 2016, Eq. 16): (R, T), (R, T) -> (R, T), all 0 at padding.
 
     The value after the last token is 0.
     """

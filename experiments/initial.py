@@ -1,6 +1,6 @@
 """How the bundled models begin: a T5 with hand-made attention, which can look things up from the first step.
 
-The answers here are found by looking up: who "has a red ball", what "is the leftmost". From T5's own initialisation so
+The answers here are found by looking up: who "has a red ball", what "is the leftmost". From T5's own initialization so
 small a model stays at chance for thousands of steps, because it must find out all at once that equal words match, that
 the word to fetch stands a little behind a match, and how to write down what was fetched. So each of the three is there to
 begin with, in random directions.

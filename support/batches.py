@@ -20,7 +20,7 @@ from support import processes
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """An output, or a part of one, with the instruction that it fulfils.
+    """An output, or a part of one, with the instruction that it fulfills.
 
     `output[start:]` is learned given instruction, question and `output[:start]`. Eq. 4 compares `output[compared:]`, by
     default the same tokens. `encoder_prefix` are tokens that the encoder reads after the question.

@@ -68,8 +68,8 @@ def tell_samples(samples: list[hir.Sample], log_p: list[list[float]], settings: 
 
 
 def tell_relabeled(examples: list[TrainingExample], learner: Learner) -> None:
-    """What is made of them: each output, and each part of one, with the instruction that it fulfils."""
-    heading("3. Relabeled: each answer, and each part of one, with the instruction that it fulfils (Sec. 4.2)")
+    """What is made of them: each output, and each part of one, with the instruction that it fulfills."""
+    heading("3. Relabeled: each answer, and each part of one, with the instruction that it fulfills (Sec. 4.2)")
     print("   instruction       given ▸ learned")
     decode = learner.tokenizer.decode
     for e in examples:

@@ -17,7 +17,7 @@ def write(things: Things) -> str:
 
 
 def count_colors(things: Things, holds) -> tuple[int, str]:
-    """How many of the things have a color that fulfils a condition, and the steps."""
+    """How many of the things have a color that fulfills a condition, and the steps."""
     number, steps = growing([(color, 1, holds(color)) for color, _ in things])
     return number, steps or NUMBER[0]
 
