@@ -6,7 +6,7 @@ r"""Hindsight Instruction Relabeling (Zhang et al., ICML 2023), in the paper's o
     3. the objectives           (Sec. 4.3)    supervised_loss, contrastive_loss, entropy_loss, final_loss (Eq. 3-6)
 
 Letters in shapes: B questions, N samples per question, R = B N rows, S source length, T output length, D hidden size,
-V vocabulary; P training examples, K contexts (an instruction with a question) under which each is scored, M tokens.
+V vocabulary; E training examples, K contexts (an instruction with a question) under which each is scored, M tokens.
 """
 
 import random
@@ -62,10 +62,10 @@ class Settings:
     beta: float = setting(0.001, "weight of L_entropy (Eq. 5)")
     alpha: float = setting(1.0, "weight of L_contrastive (Eq. 4)")
 
-    sub_output: str = setting("encoder", "sub-outputs (see `relabel`)", ("encoder", "decoder", "answer", "none"))
+    sub_output: str = setting("encoder", "sub-outputs (docs/differences.md)", ("encoder", "decoder", "answer", "none"))
     replay: str = setting("all", "learn from the samples of all iterations, or of the last", ("all", "last"))
     malformed: str = setting("wrong", "outputs without an answer: learned as wrong, or dropped", ("wrong", "drop"))
-    contrastive: str = setting("instructions", "what Eq. 4 compares (see `loss_terms`)", ("instructions", "batch"))
+    contrastive: str = setting("instructions", "what Eq. 4 compares (docs/differences.md)", ("instructions", "batch"))
     max_new_tokens: int = setting(64, "maximum length of an output, in tokens", least=1)
     warmup_steps: int = setting(0, "gradient steps in which the learning rate rises from zero")
     final_learning_rate: float = setting(1.0, "share of the learning rate left in the last iteration; linear decay")
@@ -83,10 +83,10 @@ def hindsight_instruction_relabeling(
     total = partial(final_loss, settings=settings)  # Eq. 6
     for iteration in iterations:
         rng, generator = seeds(seed, iteration)
-        # Online sampling, T rounds in one call: answer under CORRECT, append to D_online.
+        # Online sampling, all T rounds of the paper in one call: answer under CORRECT, append to D_online.
         samples = sample_online(learner, questions(iteration), settings, generator)
         replay.append(samples)
-        # Offline relabeling and training: K rounds over what is drawn from D_online.
+        # Offline relabeling and training: the paper's K rounds, over as many questions as the last iteration had.
         for _ in range(settings.train_epochs):
             examples = relabel(replay.draw(rng), learner.tokenizer, settings, rng)
             for batch in make_batches(examples, settings.train_batch_size, rng):
@@ -192,8 +192,8 @@ def relabel(
     """Sec. 4.2: give every output, and every sub-output, the instruction that it fulfills.
 
     Sub-outputs. "encoder": a random part is learned too (see `sub_output`). "decoder": the output is also cut in two at a
-    random time step; both pieces keep its instruction, and the second follows the first in the decoder. "answer": from a
-    wrong output, only the answer is learned, given its reasoning; Eq. 4 compares answers only. "none": outputs as they are.
+    random time step; both pieces keep its instruction, and the second follows the first in the decoder. "answer", which is
+    ours: of a wrong output, only the answer is learned, given its reasoning; Eq. 4 compares answers only. "none": no parts.
     Duplicates are kept: how often an output is drawn is part of the data.
     """
     examples = []
@@ -202,16 +202,16 @@ def relabel(
             continue
         right = s.verdict == "right"
         instruction = CORRECT if right else WRONG  # phi: p where r = 1, else not(p)
-        part = partial(TrainingExample, instruction, s.example.question)
+        example = partial(TrainingExample, instruction, s.example.question)
         if settings.sub_output != "answer":
-            examples.append(part(s.tokens))
-        elif s.answer_start < len(s.tokens):
-            examples.append(part(s.tokens, start=0 if right else s.answer_start, compared=s.answer_start))
+            examples.append(example(s.tokens))
+        elif s.answer_start < len(s.tokens):  # else it ends before its answer
+            examples.append(example(s.tokens, start=0 if right else s.answer_start, compared=s.answer_start))
         if settings.sub_output == "encoder":
             examples.append(sub_output(s, tokenizer, rng))
         elif settings.sub_output == "decoder" and len(s.tokens) > 1:
             time_step = rng.randrange(1, len(s.tokens))
-            examples += [part(s.tokens[:time_step]), part(s.tokens, start=time_step)]
+            examples += [example(s.tokens[:time_step]), example(s.tokens, start=time_step)]
     return examples
 
 
@@ -248,9 +248,9 @@ def supervised_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0
 def contrastive_loss(log_probs: Tensor, own: Tensor | None = None) -> Tensor:
     r"""Eq. 4, L_contrastive: each output must be likelier in its own context than in the others.
 
-        L = mean over outputs i of  -log [ exp(P_ii) / sum_k exp(P_ik) ],  P_ik = log P(o_i | q_k, p_k)
+        L = mean over outputs i of  -log [ exp(P_ii) / sum_k exp(P_ik) ],  P_ik = log P(o_i | q_k, p_k) per token
 
-    Args: log_probs (P, K), the P_ik; own (P,), the column of each output's own context, by default the diagonal.
+    Args: log_probs (E, K), the P_ik; own (E,), the column of each output's own context, by default the diagonal.
     Returns a scalar, the paper's sum over i divided by the number of outputs.
     """
     own = torch.arange(len(log_probs), device=log_probs.device) if own is None else own

@@ -59,7 +59,7 @@ class RunConfig:
     out: str = setting("", "directory of the run; by default in runs/, named after task, method, checkpoint and seed")
     resume: bool = setting(False, "continue after the last complete iteration of the run in --out, with its settings")
     seed: int = setting(0, "seed of all random numbers")
-    list: bool = setting(False, "list the tasks in the data, each with its first question, and exit")
+    list: bool = setting(False, "list all tasks in the data, each with its first question, and exit")
     explain: bool = setting(False, "walk through one iteration of HIR on up to four questions; no files are written")
     ask: bool = setting(False, "answer what is typed or piped in; --checkpoint A,B: before and after training")
 
@@ -191,9 +191,10 @@ def train(s: AllSettings) -> dict:
     states = learner.states() | ({"method": method_state} if method_state else {})
     lines = restore(out, states)  # of metrics.jsonl
     say(opening(run, config["settings"], describe(model), num_questions, tests))
-    say(f"ready after {time.perf_counter() - begin:.1f} s; writing to {out}\n\n{progress_header()}")
-
     last = run.iterations if method else 0
+    left = progress_header() if len(lines) <= last else "Nothing is left to do; with a larger --iterations it goes on."
+    say(f"ready after {time.perf_counter() - begin:.1f} s; writing to {out}\n\n{left}")
+
     if method:
         iterations = method(learner, method_state, questions, s.method, range(max(1, len(lines)), last + 1), run.seed)
     for iteration in range(len(lines), last + 1):

@@ -158,12 +158,12 @@ class Batch:
     labels: Tensor  # (M + ...,), the tokens
     num_learned: int  # M
     compared: Tensor  # (C,), which of all these tokens Eq. 4 compares
-    cell: Tensor  # (C,), the flattened (P, K) cell to which each of them belongs
-    own: Tensor  # (P,), which of the K contexts is an example's own
+    cell: Tensor  # (C,), the flattened (E, K) cell to which each of them belongs
+    own: Tensor  # (E,), which of the K contexts is an example's own
     num_contexts: int  # K
 
     def pair_log_probs(self, log_probs: Tensor) -> Tensor:
-        """Eq. 4's P_ik, the mean over each example's compared tokens under each context: (M + ..., V) -> (P, K)."""
+        """Eq. 4's P_ik, the mean over each example's compared tokens under each context: (M + ..., V) -> (E, K)."""
         values = log_probs.gather(-1, self.labels[:, None]).squeeze(-1)[self.compared]  # (C,)
         num_cells = len(self.own) * self.num_contexts
         total = values.new_zeros(num_cells).index_add(0, self.cell, values)

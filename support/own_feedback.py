@@ -18,7 +18,7 @@ from support.errors import InputError, did_you_mean
 
 Judge = Callable[[str, Any], str]  # from an output and its Example to a verdict
 VERDICTS = ("right", "wrong", "malformed")
-EXPECTED = 'it must return True, False, "right", "wrong" or "malformed"'
+EXPECTED = 'it takes an output and its example, and must return True, False, "right", "wrong" or "malformed"'
 _IN_FORCE: ContextVar[Judge | None] = ContextVar("_IN_FORCE", default=None)
 
 
@@ -65,7 +65,7 @@ def load(where: str) -> Judge:
             return "right" if verdict else "wrong"
         if isinstance(verdict, str) and verdict in VERDICTS:
             return verdict
-        raise InputError(f"--feedback {where} returned {verdict!r:.80} for the output {_shown(output)}; {EXPECTED}")
+        raise InputError(f"--feedback {where} returned {_shown(verdict)} for the output {_shown(output)}; {EXPECTED}")
 
     return judge
 
@@ -107,5 +107,6 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
-def _shown(output: str) -> str:
-    return f"{output!r:.80}"
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -30,6 +30,7 @@ from support.files import lock, read_json, read_lines, replacing, write_json, wr
 from support.machine import FIXED, MachineSettings
 from support.settings import FlagParser, as_flags, flag
 from support.signals import deferred
+from support.tables import say
 
 # In the middle of a run: where and how long it runs, and how its work is done.
 MAY_CHANGE = {"out", "resume", "iterations"} | {f.name for f in fields(MachineSettings)} - FIXED
@@ -58,10 +59,13 @@ def _label(name: str) -> str:
 def given_settings(parser: FlagParser, argv: Sequence[str]) -> dict[str, Any]:
     """The settings that are given: in the arguments and, with --resume, when the run in the directory --out began."""
     given = vars(parser.parse_args(argv))
-    if given.get("resume") and given.get("out") and holds_run(Path(given["out"])):
-        before, _unknown = parser.parse_known_args(as_flags(read_config(Path(given["out"]))[0]))
-        return vars(before) | given
-    return given
+    if not (given.get("resume") and given.get("out")):
+        return given
+    if not holds_run(Path(given["out"])):
+        say(f"{given['out']} holds no run: this starts one.")
+        return given
+    before, _unknown = parser.parse_known_args(as_flags(read_config(Path(given["out"]))[0]))
+    return vars(before) | given
 
 
 def read_config(out: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -97,7 +101,9 @@ def check_run(out: Path, config: dict[str, dict], resume: bool) -> bool:
         changed = "; ".join(f"{flag(name)} {before.get(name)}, not {wanted[name]}" for name in changes)
         raise InputError(f"{out} was started with {changed}; choose another --out.")
     if edited := [name for name, digest in config.get("files", {}).items() if sums.get(name, digest) != digest]:
-        raise InputError(f"{', '.join(edited)}: the file has changed since {out} was started; choose another --out.")
+        raise InputError(
+            f"{', '.join(edited)}: the file has changed since {out} was started; delete it, or choose another --out."
+        )
     return True
 
 

@@ -3,6 +3,7 @@
 import argparse
 import math
 import re
+import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict, field, fields
 from typing import Any, NoReturn
@@ -29,7 +30,9 @@ class FlagParser(argparse.ArgumentParser):
 
     def __init__(self, groups: dict[str, type], **how: Any):
         """groups: the classes by the title of their section. Only flags that are given become attributes of the result."""
-        super().__init__(**how)
+        # Wrapped here, as argparse would break flags at their hyphens, which then cannot be copied.
+        how |= {name: textwrap.fill(how[name], 79, break_on_hyphens=False) for name in ("description", "epilog")}
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **how)
         for title, cls in groups.items():
             section = self.add_argument_group(title)
             for f in fields(cls):
@@ -44,10 +47,10 @@ class FlagParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise InputError."""
         if unknown := re.match(r"unrecognized arguments: ([^\s=]+)", message):
-            known = self._option_string_actions
+            known = self._option_string_actions if unknown[1].startswith("-") else ()
             wanted = did_you_mean("--" + unknown[1].lstrip("-").replace("_", "-"), known)
             message = (
-                f"there is no {unknown[1]}{wanted or '; a setting is written as in --task all, and --help lists them'}"
+                f"there is no {unknown[1]}{wanted or '; settings are written as in --task a,b, and --help lists them'}"
             )
         raise InputError(message)
 

@@ -12,7 +12,7 @@ from support import processes
 # What an output costs beside a greedy answer: to sample it, and to learn from it once. Measured on t5-mini.
 SAMPLING, TRAINING = 0.5, 1.5
 FEW = 30  # questions; the interval of a share of one half then reaches 17 points to either side
-AFTER = ("before", "after", "wrong", "obeyed", "malformed")
+AFTER = ("before", "after", "right", "obeyed", "malformed")
 
 
 def say(text: str) -> None:
@@ -62,8 +62,8 @@ def time_left(run: Any, settings: dict[str, Any], num_questions: int, line: dict
 def progress_header() -> str:
     """The titles of the columns of `progress_line`."""
     return (
-        "     asked for    asked for a wrong answer   samples\n"
-        " it  the correct  right  obeyed  malformed     right  losses                  s"
+        "  asked for the  asked for a wrong answer         samples\n"
+        " it     correct  still right  obeyed  malformed    right  losses              s"
     )
 
 
@@ -75,11 +75,11 @@ def progress_line(line: dict) -> str:
         return percent(sum(task[key] * task["n"] for task in line["tasks"].values()) / max(1, n))
 
     samples = percent(line.get("right_share"))
-    losses = " ".join(f"{value:.3f}" for value in list(line["losses"].values())[:3])
+    losses = " ".join(f"{value:.2f}" for value in list(line["losses"].values())[:3])
     seconds = sum(line["seconds"].values())
     return (
-        f"{line['iteration']:3d}  {share('correct'):>11}  {share('wrong'):>5}  {share('obeyed'):>6}  "
-        f"{share('malformed'):>9}  {samples:>8}  {losses:20}  {seconds:4.0f}"
+        f"{line['iteration']:3d}  {share('correct'):>10}  {share('wrong'):>11}  {share('obeyed'):>6}  "
+        f"{share('malformed'):>9}  {samples:>7}  {losses:16} {seconds:4.0f}"
     )
 
 
@@ -88,7 +88,7 @@ def before_and_after(first: dict, last: dict) -> str:
 
     Of a model that was not trained, the first line is the last, and there is no before.
     """
-    rows, header = [], AFTER if first is not last else ("right", *AFTER[2:])
+    rows, header = [], AFTER if first is not last else (f"{'right':>11}", *AFTER[2:])
     for task, after in last["tasks"].items():
         shares = [after[key] for key in ("correct", "wrong", "obeyed", "malformed")]
         before = [first["tasks"][task]["correct"]] if first is not last else []
@@ -99,7 +99,8 @@ def before_and_after(first: dict, last: dict) -> str:
     if n < FEW:
         told = f"too few to tell; even 100.0 stands for {100 * wilson(1, n)[0]:.0f} to 100 % (95 % interval)"
     width = max(len(row[0]) for row in rows)
-    return f"{'':{width}}  asked for the correct / a wrong answer\n{aligned(header, rows)}\n{counted(n, 'question')}: {told}"
+    asked = f"{'asked for':>{width}}  {'the correct':{12 if first is not last else 11}} a wrong answer"
+    return f"{asked}\n{aligned(header, rows)}\n{counted(n, 'question')}: {told}"
 
 
 def shortened(name: str) -> str:

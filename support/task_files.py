@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -122,7 +123,8 @@ def unknown(name: str, data: str | Path) -> InputError:
     where = "" if data == "generated" else f" in {data}"
     hint = did_you_mean(name, names) or ":"
     names[50:] = [f"{len(names) - 50} others that --list shows"] * (len(names) > 50)
-    return InputError(f'there is no task "{name}"{where}{hint} choose from {", ".join(names)}, or all')
+    own = "; a task of your own needs --data DIRECTORY" if data == "generated" else ""
+    return InputError(f'there is no task "{name}"{where}{hint} choose from {", ".join(names)}, or all{own}')
 
 
 def sums(tasks: list[str], data: str | Path) -> dict[str, str]:
@@ -149,19 +151,21 @@ def read(path: Path) -> list[dict]:
     return [prefixes | _normalized(entry) for entry in content["examples"]]
 
 
-def ignored(path: Path) -> tuple[set[str], int]:
-    """The fields of a task file that are not read, and the number of targets that are none of the options in the text.
+def doubts(path: Path) -> tuple[set[str], int, int]:
+    """The fields of a task file that are not read; how many targets are none of the options, or letters without options.
 
     A field that says what is done anyway is not listed: `append_choices_to_input` that is true, an output prefix `A:`.
     """
-    content, strangers = _content(path), 0
+    content, strangers, letters = _content(path), 0, 0
     default = ("", "A:", "[]", "{}", "None", "True")
     names = {name for name, value in content.items() if name not in READ and str(value).strip() not in default}
     for entry in content["examples"]:
         answer = {"target_scores"} if "target_scores" in entry else {"target", _list_of(entry)}
         names |= entry.keys() - {"input", "steps"} - answer
-        strangers += "target" in _normalized(entry) and options_in(entry["input"])[1] != []
-    return names, strangers
+        if targets := _normalized(entry).get("target"):
+            strangers += options_in(entry["input"])[1] != []
+            letters += options_in(entry["input"])[1] == [] and re.fullmatch(r"\([A-Z]\)", targets[0]) is not None
+    return names, strangers, letters
 
 
 def _content(path: Path) -> dict:
@@ -171,8 +175,10 @@ def _content(path: Path) -> dict:
             raise InputError(f"{path} is too large for a task file (over {MAX_BYTES // 10**6} MB): fetch it again")
         data = path.read_bytes()
     content = json_text.parse(data, path)
-    if not isinstance(content, dict) or not isinstance(content.get("examples"), list) or not content["examples"]:
+    if not isinstance(content, dict) or not isinstance(content.get("examples"), list):
         raise InputError(f'{path} has no list of "examples": write {json_text.SHAPE}')
+    if not content["examples"]:
+        raise InputError(f'{path}: the list of "examples" is empty: write {json_text.SHAPE}')
     for field in ("task_prefix", "example_input_prefix"):
         if not isinstance(content.get(field, ""), str) or not _is_text(f".{content.get(field, '')}"):
             raise InputError(f'{path}: "{field}" is not a text of a sensible length: fix it or leave it out')
@@ -217,7 +223,9 @@ def _listed(entry: dict) -> list:
 
 
 def _as_text(value: object) -> object:
-    """A number or a truth value as it is written in JSON; anything else as it is."""
+    """A number or a truth value as it is written in JSON, 4.0 as 4; anything else as it is."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return json.dumps(value) if isinstance(value, int | float) else value
 
 

@@ -34,14 +34,20 @@ def check_questions(run: Any, tests: Mapping[str, list], num_questions: int) -> 
 
 def remarks(tasks: list[str], data: str) -> list[str]:
     """What in the task files is ignored, and what is doubtful, each in one line for all tasks."""
-    found = {task: task_files.ignored(task_files.locate(task, data)) for task in tasks}
-    fields = {name[:40] for names, _ in found.values() for name in names}
+    found = {task: task_files.doubts(task_files.locate(task, data)) for task in tasks}
+    fields = {name[:40] for names, *_ in found.values() for name in names}
     names = sorted(name if name.isidentifier() else repr(name) for name in fields)
     names[20:] = [f"and {len(names) - 20} more"] * (len(names) > 20)
-    doubtful = [f"{number} of {task}" for task, (_, number) in found.items() if number]
     lines = [f"Ignored in the task files: {', '.join(names)}."] if names else []
-    if doubtful:
-        lines.append(f"Targets that are none of the options, so judged as free text: {', '.join(doubtful)}.")
+    for i, problem in enumerate(
+        (
+            "are none of the options, so judged as free text",
+            'name an option, but none was found; write "options": [...]',
+        ),
+        start=1,
+    ):
+        if doubtful := [f"{found[task][i]} of {task}" for task in tasks if found[task][i]]:
+            lines.append(f"Targets that {problem}: {', '.join(doubtful)}.")
     return lines
 
 
