@@ -124,6 +124,13 @@ def test_memory_is_the_arithmetic_that_the_text_says():
         assert (f"{18 * count / 2**30:.1f}", f"{6 * count / 2**30:.1f}") == (training, sampling), name
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_rows_of_a_table_are_equally_long(path):
+    tables = re.findall(r"(?:^\|.*\|\n)+", re.sub(r"`[^`\n]*`", "", path.read_text("utf-8")), re.MULTILINE)
+    for table in tables:
+        assert len({row.count("|") for row in table.splitlines()}) == 1, table
+
+
 def test_results_are_those_of_the_tables():
     """The rows with intervals in docs/results.md stand in results/tables.md, which experiments.report writes."""
     tables = (HERE / "results" / "tables.md").read_text(encoding="utf-8").splitlines()
