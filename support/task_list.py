@@ -1,6 +1,6 @@
-"""What a run should know of its task files before it starts, and `python train.py --list`.
+"""Checks and remarks on a run's task files before it starts, and `python train.py --list`.
 
-Like support/explain.py, this file stands above hir.py, whose prompts it shows.
+Like support/explain.py, this file imports hir.py, whose prompts it shows.
 """
 
 import textwrap
@@ -13,7 +13,7 @@ from support import task_files
 from support.errors import InputError
 from support.tables import say
 
-FEW = 10  # test questions: each is 10 points of an accuracy
+FEW = 10  # test questions: with so few, each is worth 10 points of accuracy
 
 
 def check_questions(run: Any, tests: Mapping[str, list], num_questions: int) -> None:
@@ -33,7 +33,7 @@ def check_questions(run: Any, tests: Mapping[str, list], num_questions: int) -> 
 
 
 def remarks(tasks: list[str], data: str) -> list[str]:
-    """What in the task files is ignored, and what is doubtful, each in one line for all tasks."""
+    """What is ignored in the task files, and what is doubtful, one line each for all tasks."""
     found = {task: task_files.ignored(task_files.locate(task, data)) for task in tasks}
     fields = {name[:40] for names, _ in found.values() for name in names}
     names = sorted(name if name.isidentifier() else repr(name) for name in fields)
@@ -46,7 +46,7 @@ def remarks(tasks: list[str], data: str) -> list[str]:
 
 
 def main(settings: Any) -> None:
-    """--list: every task in the data with its numbers of questions, and the first one as it is asked."""
+    """--list: every task in the data, with its numbers of questions and its first question as it is asked."""
     run = settings.run
     tasks = expand("all", run.data)
     for task in tasks:
