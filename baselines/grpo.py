@@ -1,14 +1,14 @@
 r"""Group relative policy optimization: PPO's clipped ratio without a critic (Shao et al., 2024, Sec. 4.1).
 
-A question's outputs are each other's baseline: an output is worth what its reward is above the mean of its group. Two
-variants of normalization are published; `--grpo-normalize` chooses.
+A question's outputs are each other's baseline: the advantage of an output is its reward minus the mean of its group.
+There are two published variants of the normalization; `--grpo-normalize` chooses between them.
 
-    "grpo"     Shao et al., 2024       advantages over the group's deviation; a mean over each output's tokens
+    "grpo"     Shao et al., 2024       advantages divided by the group's deviation; a mean over each output's tokens
     "dr-grpo"  Liu et al., 2025        neither: the first favors questions that are nearly always or nearly never
                                        answered right, the second favors long outputs among the wrong ones
 
-The published penalty for leaving a reference model is left out, as Liu et al. do: the reward is a verdict, not a learned
-model of one that a policy could exploit. So nothing is kept between iterations. Sampler, feedback, log-probabilities,
+The published KL penalty towards a reference model is left out, as in Liu et al.: the reward is a verdict, not a learned
+reward model that a policy could exploit. So nothing is kept between iterations. Sampler, feedback, log-probabilities,
 clipped loss and gradient step are PPO's.
 
 Letters in shapes: B questions, N outputs per question (a group), R = B N outputs, M tokens of all outputs together.
@@ -50,7 +50,7 @@ def group_relative_policy_optimization(
     seed: int,
     own: GRPOSettings,
 ) -> Iterator[Iteration]:
-    """GRPO: sample, compare within groups, take the epochs of clipped steps. Yields what each iteration did."""
+    """GRPO: sample, compare within groups, take epochs of clipped steps. Yields what each iteration did."""
     terms = partial(loss_terms, learner, settings=settings, own=own)
     for iteration in iterations:
         rng, generator = seeds(seed, iteration)
@@ -80,12 +80,12 @@ def roll_out(learner: Learner, samples: list[Sample], settings: Settings, own: G
 
 
 def group_advantages(rewards: Tensor, divide: bool) -> Tensor:
-    r"""What each output is worth beside the others of its question: (B, N) -> (B, N).
+    r"""The advantage of each output over the others of its question: rewards (B, N) -> (B, N).
 
         A_i = r_i - mean(r_1, ..., r_N)             Liu et al., Sec. 3.2
-        A_i = (r_i - mean(r)) / std(r)              Shao et al., Sec. 4.1.2, here where to `divide`
+        A_i = (r_i - mean(r)) / std(r)              Shao et al., Sec. 4.1.2, if `divide`
 
-    A group that is right or wrong throughout teaches nothing.
+    A group in which all outputs are right, or all are wrong, teaches nothing.
     """
     centered = rewards - rewards.mean(dim=1, keepdim=True)
     return centered / (rewards.std(dim=1, correction=0, keepdim=True) + 1e-6) if divide else centered
@@ -94,7 +94,7 @@ def group_advantages(rewards: Tensor, divide: bool) -> Tensor:
 def loss_terms(
     learner: Learner, groups: list[list[Rollout]], settings: Settings, own: GRPOSettings
 ) -> dict[str, Tensor]:
-    r"""The surrogate, a mean over outputs (Shao et al., Eq. 3, to be minimized), and what is logged besides.
+    r"""The surrogate, a mean over outputs (Shao et al., Eq. 3, to be minimized), and further statistics to log.
 
         L = 1/R sum_i 1/n_i sum_t -min(rho_it A_i, clip(rho_it, 1 - eps, 1 + eps) A_i)
 

@@ -79,6 +79,6 @@ def chain_of_thought(example: Example, answer: str) -> str:
 
 
 def right_outputs(samples: Iterable[Sample], tokenizer: Tokenizer, settings: Settings) -> list[TrainingExample]:
-    """The samples with the right answer, whole: sub-outputs are HIR's alone."""
+    """The samples with the right answer, in full: only HIR has sub-outputs."""
     right = (sample for sample in samples if sample.verdict == "right")
     return relabel(right, tokenizer, replace(settings, sub_output="none"), random.Random(0))

@@ -4,12 +4,12 @@
     2. the rollout         roll_out, token_columns, token_rewards, estimate_advantages, whiten
     3. the objective       clipped_policy_loss, surrogate, policy_terms, value_terms
 
-It shares the sampler, the feedback, the batches and the gradient step with HIR. An action is a token, its state the
-question with the tokens before it, and the reward is the feedback on the whole output (Sec. 3.1).
+It shares the sampler, the feedback, the batches and the gradient step with HIR. An action is a token, its state is the
+question with the preceding tokens, and the reward is the feedback on the complete output (Sec. 3.1).
 
-What is known to matter is named where it happens: Schulman et al., 2017 (PPO); Schulman et al., 2016 (GAE); Ziegler et
-al., 2019 (PPO for language models); Engstrom et al., 2020, and Huang et al., 2022 and 2024 (implementation details);
-Yuan et al., 2025 (the critic).
+Details that are known to matter are marked where they are implemented: Schulman et al., 2017 (PPO); Schulman et al., 2016
+(GAE); Ziegler et al., 2019 (PPO for language models); Engstrom et al., 2020, and Huang et al., 2022 and 2024
+(implementation details); Yuan et al., 2025 (the critic).
 
 Letters in shapes: R outputs, T tokens of the longest, M tokens of all outputs together, V vocabulary.
 """
@@ -54,14 +54,14 @@ class PPOSettings:
 
 
 class PPO:
-    """What PPO keeps beside the policy; the state of a run includes it."""
+    """What PPO keeps in addition to the policy; it is part of a run's saved state."""
 
     def __init__(self, learner: Learner, settings: PPOSettings):
         self.settings = settings
         # The model before training, frozen: a policy that drifts from it pays for every token (Ziegler et al., Eq. 2).
         self.reference = copy.deepcopy(learner.model).eval().requires_grad_(False)
-        # The critic is a T5 of its own, with one output, the value, in place of the vocabulary. So it can learn what
-        # makes a question hard without disturbing the policy, and its states are scaled as an output layer's are.
+        # The critic is a separate T5 with one output, the value, in place of the vocabulary. So it can learn what makes
+        # a question hard without disturbing the policy, and its states are scaled as for an output layer.
         # All values are 0 at first: random ones would drown the first rewards.
         critic = copy.deepcopy(learner.model).eval()
         critic.lm_head = nn.Linear(critic.config.d_model, 1, bias=False, device=critic.device)
@@ -70,7 +70,7 @@ class PPO:
         self.critic = Learner(critic, learner.tokenizer, learner.machine, rate)
 
     def parts(self) -> dict[str, Any]:
-        """All with a state of its own, by name."""
+        """Everything that has a state, by name."""
         return {"reference": self.reference, **self.critic.states()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class PPO:
         return {name: part.state_dict() for name, part in self.parts().items()}
 
     def load_state_dict(self, states: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         for name, part in self.parts().items():
             part.load_state_dict(states[name])
 
@@ -86,7 +86,7 @@ class PPO:
 def proximal_policy_optimization(
     learner: Learner, ppo: PPO, questions: Questions, settings: Settings, iterations: Iterable[int], seed: int
 ) -> Iterator[Iteration]:
-    """PPO: sample, estimate advantages, take the epochs of clipped steps. Yields what each iteration did."""
+    """PPO: sample, estimate advantages, take epochs of clipped steps. Yields what each iteration did."""
     own, size = ppo.settings, settings.train_batch_size
     terms = partial(policy_terms, learner, settings=settings, own=own)
     for iteration in iterations:
@@ -108,7 +108,7 @@ def proximal_policy_optimization(
 
 
 def fit_critic(critic: Learner, rollouts: list["Rollout"], epochs: int, size: int, rng: random.Random) -> None:
-    """Steps of the critic towards the returns."""
+    """Gradient steps of the critic towards the returns."""
     for _ in range(epochs):
         for batch in make_batches(rollouts, size, rng):
             critic.gradient_step(batch, partial(value_terms, critic), itemgetter("value_loss"), dropout=False)
@@ -127,9 +127,9 @@ class Rollout(TrainingExample):
 
 
 def output_layer(model: T5, tokenizer: Tokenizer, groups: list[Group]) -> tuple[Tensor, Tensor]:
-    """The tokens of all outputs, one after another (M,), and what the model's output layer says before each: (M, V).
+    """The tokens of all outputs, concatenated (M,), and the output layer's prediction of each: (M, V).
 
-    Detail: it works in float32. In bfloat16 a logit of 10 is off by 0.03, and so would the ratios be.
+    Detail: it computes in float32. In bfloat16 a logit of 10 is off by 0.03, and so would the ratios be.
     """
     batch, hidden = forward_tokens(model, tokenizer, prompt, groups, "none")
     with torch.autocast(hidden.device.type, enabled=False):
@@ -151,7 +151,7 @@ def token_values(critic: Learner, groups: list[Group]) -> Tensor:
 
 
 def token_columns(learner: Learner, samples: list[Sample], functions: list[Callable[[list[Group]], Tensor]]) -> Tensor:
-    """What C functions, each from groups of outputs to (M,), say of each token: (C, R, T), 0 at padding.
+    """The values of C functions, each from groups of outputs to (M,), at every token: (C, R, T), 0 at padding.
 
     Detail: the old log-probabilities come from the same forward pass as those in training, without dropout, and not from
     the sampler, whose cache rounds differently. So the first ratios are 1.
@@ -176,7 +176,7 @@ def token_columns(learner: Learner, samples: list[Sample], functions: list[Calla
 def roll_out(
     learner: Learner, ppo: PPO, samples: list[Sample], settings: Settings
 ) -> tuple[list[Rollout], dict[str, float]]:
-    """What PPO trains on: the samples with advantages and returns; and how far the policy is from the reference."""
+    """What PPO trains on, the samples with advantages and returns; and how far the policy is from the reference."""
     if not samples:
         return [], {}
     tokenizer, temperature, own = learner.tokenizer, settings.sampling_temperature, ppo.settings
@@ -186,7 +186,7 @@ def roll_out(
     log_ratio, lengths = log_probs - reference_log_probs, [len(s.tokens) for s in samples]
     rewards = token_rewards([s.verdict == "right" for s in samples], lengths, log_ratio, own.ppo_kl_coef)
     advantages = estimate_advantages(rewards, values, own.ppo_discount, own.ppo_lambda)
-    # Detail: the critic learns what was really earned, lambda = 1, and not its own later values (Yuan et al., 2025).
+    # Detail: the critic learns the actual returns, lambda = 1, and not its own later values (Yuan et al., 2025).
     returns = estimate_advantages(rewards, torch.zeros_like(values), own.ppo_discount, 1.0)
     mask = torch.arange(rewards.shape[1]) < torch.tensor(lengths)[:, None]
     # Detail: advantages are whitened, over all tokens of the iteration, so that the step does not depend on their scale.
@@ -201,10 +201,10 @@ def roll_out(
 
 
 def token_rewards(right: list[bool], lengths: list[int], log_ratio: Tensor, kl_coef: float) -> Tensor:
-    """The reward of each token (R, T): the penalty for leaving the reference, and on an output's last token the feedback.
+    """The reward of each token (R, T): the penalty for leaving the reference, plus the feedback on an output's last token.
 
     Args: log_ratio (R, T), log-probability minus the reference's, 0 at padding: a sample's estimate of the KL divergence.
-    An output without an end, cut off by max_new_tokens, is paid on its last token like any other.
+    An output without </s>, cut off by max_new_tokens, is rewarded on its last token like any other.
     """
     rewards = -kl_coef * log_ratio
     rewards[range(len(lengths)), [length - 1 for length in lengths]] += torch.tensor(right, dtype=rewards.dtype)
@@ -251,7 +251,7 @@ def clipped_policy_loss(ratio: Tensor, advantages: Tensor, clip: float) -> Tenso
 def surrogate(
     learner: Learner, groups: list[list[Rollout]], temperature: float, clip: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The clipped policy loss of each token, (M,), and what is logged besides, each a mean over tokens."""
+    """The clipped policy loss of each token, (M,), and further statistics to log, each a mean over tokens."""
     device = learner.model.device
     log_probs = token_log_probs(learner.model, learner.tokenizer, temperature, groups)
     log_ratio = log_probs - concatenated(groups, "log_probs", device)
@@ -264,14 +264,14 @@ def surrogate(
 
 
 def concatenated(groups: list[list[Rollout]], name: str, device: torch.device) -> Tensor:
-    """What is known of all tokens under this name, (M,)."""
+    """The rollouts' attribute of this name for all tokens, (M,)."""
     return torch.cat([getattr(rollout, name) for group in groups for rollout in group]).to(device)
 
 
 def policy_terms(
     learner: Learner, groups: list[list[Rollout]], settings: Settings, own: PPOSettings
 ) -> dict[str, Tensor]:
-    """The terms of the policy's loss on some rollouts, and what is logged besides; each a mean over tokens."""
+    """The terms of the policy's loss on some rollouts, and further statistics to log; each a mean over tokens."""
     losses, logged = surrogate(learner, groups, settings.sampling_temperature, own.ppo_clip)
     return {"policy": losses.mean(), **logged}
 

@@ -1,4 +1,4 @@
-"""What a run needs and a reader of the paper does not."""
+"""The infrastructure of a run, which a reader of the paper can skip."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """Questions answered under both instructions, before and after training:  python train.py --ask --checkpoint A,B
 
-Like explain.py, this stands above hir.py.
+Like explain.py, this file imports hir.py.
 """
 
 import math
@@ -17,17 +17,17 @@ from support.errors import InputError, input_errors
 from support.explain import ASKS_FOR, all_log_probs, indented, log_probs, quoted, would_be_right
 from support.learner import Learner
 
-HELP = r"A question on one line (\n: a new line in it), or an empty line for one of the task; Ctrl-D ends."
-MOST_OPTIONS = 8  # that are shown with their probabilities
+HELP = r"Type a question on one line (\n for a line break), or an empty line for one from the task; Ctrl-D ends."
+MOST_OPTIONS = 8  # up to so many are shown with their probabilities
 
 
 def ask(learners: list[Learner], examples: list[Example], settings: hir.Settings, run: Any) -> None:
-    """Answer what is typed or piped in, a question a line, by each of the models, until the input ends.
+    """Answer what is typed or piped in, one question per line, with each of the models, until the input ends.
 
-    examples: the next one takes the place of an empty line. run: its `checkpoint` names the models.
+    examples: an empty line asks the next one. run: its `checkpoint` names the models.
     """
     if processes.launched():
-        raise InputError("--ask: answers one person; start it without torchrun.")
+        raise InputError("--ask runs in a single process; start it without torchrun.")
     names = [f"{name}  " for name in run.checkpoint.split(",")] if len(learners) > 1 else [""]
     if sys.stdin.isatty():
         print(HELP)
@@ -43,10 +43,10 @@ def ask(learners: list[Learner], examples: list[Example], settings: hir.Settings
 
 
 def questions(examples: list[Example]) -> Iterator[Example]:
-    """What is typed, and for an empty line the next example, which is shown. EOFError ends it."""
+    """The questions typed; for an empty line, the next example, which is shown. Ends with EOFError."""
     following = cycle(examples)
     while True:
-        with input_errors("the question is no text", "write it in UTF-8.", UnicodeError):
+        with input_errors("the question is not text", "write it in UTF-8.", UnicodeError):
             # Where the locale is not UTF-8, Python hides bytes in surrogates.
             line = input("Q: " if sys.stdin.isatty() else "").encode(errors="surrogateescape").decode()
         if line.strip():
@@ -61,7 +61,7 @@ def questions(examples: list[Example]) -> Iterator[Example]:
 
 
 def tell_answer(name: str, learner: Learner, instruction: str, example: Example, settings: hir.Settings) -> None:
-    """The greedy answer of a model under an instruction, with its probability and the options' in its place."""
+    """Print a model's greedy answer under an instruction, its probability, and those of the options in its place."""
     model, tokenizer, column = learner.model, learner.tokenizer, list(ASKS_FOR).index(instruction)
     prompts = [hir.prompt(instruction, example.question)]
     ((tokens,),) = hir.sample_tokens(model, tokenizer, prompts, 1, 0.0, settings.max_new_tokens)
@@ -77,7 +77,7 @@ def tell_answer(name: str, learner: Learner, instruction: str, example: Example,
 
 
 def option_probs(learner: Learner, s: hir.Sample, column: int) -> dict[str, float]:
-    """The probability of each option, as its letter or its text, after the reasoning that led to the answer of a sample."""
+    """The probability of each option, as its letter or its text, after the reasoning of a sample."""
     given, question = s.tokens[: s.answer_start], s.example.question
     forms = [{option_letter(i), option} for i, option in enumerate(s.example.options)]
     outputs = [given + tuple(learner.tokenizer.encode(text)) for form in forms for text in form]

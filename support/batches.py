@@ -1,4 +1,4 @@
-"""Training examples, how they are cut into batches, and how a batch lies in memory.
+"""Training examples, how they are cut into batches, and how a batch is laid out in memory.
 
 Letters in shapes: G groups, K contexts of a group, R outputs (rows of the decoder), S source length, T output length,
 P examples, M tokens to be learned, C tokens compared by Eq. 4.
@@ -23,7 +23,7 @@ class TrainingExample:
     """An output, or a part of one, with the instruction that it fulfills.
 
     `output[start:]` is learned given instruction, question and `output[:start]`. Eq. 4 compares `output[compared:]`, by
-    default the same tokens. `encoder_prefix` are tokens that the encoder reads after the question.
+    default the same tokens. `encoder_prefix` holds tokens that the encoder reads after the question.
     """
 
     instruction: str
@@ -43,7 +43,7 @@ class TrainingExample:
         return self.instruction, self.question, self.encoder_prefix
 
 
-Group = list[TrainingExample]  # of one question and encoder prefix, which are encoded once for all
+Group = list[TrainingExample]  # with the same question and encoder prefix, which are encoded once for all
 
 
 # --- Batches ----------------------------------------------------------------------------------------------------------
@@ -68,12 +68,12 @@ def make_groups(examples: Iterable[TrainingExample]) -> list[Group]:
 
 
 def shape(group: Group) -> tuple[int, int]:
-    """What groups of one batch should have in common: the number of outputs, then the length of the source, about."""
+    """What the groups of a batch should have in common: the number of outputs, then the approximate source length."""
     return len(longest_outputs(group)), len(group[0].question) + len(group[0].encoder_prefix)
 
 
 def cut(items: Iterable[Any], size: Callable[[Any], int], most: int) -> list[list[Any]]:
-    """Runs of consecutive items whose sizes add up to at most `most`; a larger item is a run of its own."""
+    """Runs of consecutive items whose sizes add up to at most `most`; a larger item is a run by itself."""
     runs: list[list[Any]] = []
     total = most
     for item in items:
@@ -86,7 +86,7 @@ def cut(items: Iterable[Any], size: Callable[[Any], int], most: int) -> list[lis
 
 
 def group_by(items: Iterable[Any], key: Callable[[Any], Hashable]) -> list[list[Any]]:
-    """Items of one key together; groups in the order in which their keys first come."""
+    """Items with the same key together; groups in the order in which their keys first occur."""
     groups: dict[Hashable, list[Any]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -99,7 +99,7 @@ def count(groups: list[Group]) -> tuple[int, int]:
 
 
 def pad(rows: list[Sequence[int]], filler: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of ids, filled up to one length, and the mask that tells ids from filler: (B, S) and (B, S)."""
+    """Rows of ids, padded to one length, and the mask, True at ids and False at padding: (B, S) and (B, S)."""
     length = max(map(len, rows))
     ids = torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows])
     mask = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
@@ -108,7 +108,7 @@ def pad(rows: list[Sequence[int]], filler: int, device: torch.device) -> tuple[T
 
 @contextmanager
 def evaluation_mode(model: Any) -> Iterator[None]:
-    """The model without dropout and, if it is split over processes, put together in each of them."""
+    """The model without dropout and, if it is split over processes, gathered in each of them."""
     was_training = model.training
     model.eval()
     try:
@@ -119,9 +119,9 @@ def evaluation_mode(model: Any) -> Iterator[None]:
 
 
 def in_batches(model: Any, function: Callable[[list[int]], list], lengths: list[int], batch_size: int) -> list:
-    """Call `function` on batches of indices, those of similar length together; the results in the order of the indices.
+    """Call `function` on batches of indices, those of similar length together; results in the order of the indices.
 
-    The model is in evaluation mode meanwhile. Each process takes its share of the indices, and all get all results.
+    The model is in evaluation mode meanwhile. Each process takes its share of the indices; all get all results.
     """
     mine = processes.shard(sorted(range(len(lengths)), key=lengths.__getitem__))
     results: list[tuple[int, Any]] = []
@@ -135,7 +135,7 @@ def in_batches(model: Any, function: Callable[[list[int]], list], lengths: list[
 
 
 def silent() -> bool | None:
-    """For tqdm: no bar from any but the first process; None leaves it to tqdm, which asks for a terminal."""
+    """For tqdm's `disable`: True in all processes but the first; None shows a bar if there is a terminal."""
     return True if processes.rank() > 0 else None
 
 
@@ -147,8 +147,8 @@ class Batch:
     """Outputs, the contexts (sources) under which they are scored, and which of their tokens count in which term.
 
     The outputs of a group are scored under the same K contexts, and a context is encoded once. The decoder reads from
-    left to right, so examples that are equal, or parts of one output, share its pass through it. Logits are computed
-    for M tokens, each under its example's own context, and after them for those that Eq. 4 compares under the others.
+    left to right, so equal examples, and parts of one output, share a pass through it. Logits are computed for M tokens,
+    each under its example's own context, then for those that Eq. 4 compares under the other contexts.
     """
 
     input_ids: Tensor  # (K G, S): the first context of every group, then the second of every group, ...
@@ -157,9 +157,9 @@ class Batch:
     position: Tensor  # (M + ...,), where in the flattened (K R T,) decoder states each token is predicted
     labels: Tensor  # (M + ...,), the tokens
     num_learned: int  # M
-    compared: Tensor  # (C,), which of all these tokens Eq. 4 compares
+    compared: Tensor  # (C,), the indices of the tokens that Eq. 4 compares
     cell: Tensor  # (C,), the flattened (E, K) cell to which each of them belongs
-    own: Tensor  # (E,), which of the K contexts is an example's own
+    own: Tensor  # (E,), the index of an example's own context among the K
     num_contexts: int  # K
 
     def pair_log_probs(self, log_probs: Tensor) -> Tensor:
@@ -197,13 +197,13 @@ def lay_out(
 ) -> Batch:
     """Lay out examples, grouped by source, as tensors.
 
-    compare: instructions, under each of which every output is scored; or "batch", under all contexts of the batch; or
-    "none", each under its own context alone.
+    compare: the instructions under which every output is scored; or "batch": under all contexts of the batch; or "none":
+    each under its own context only.
     """
     groups, contexts = _contexts(groups, compare)  # K rows of G contexts
     outputs, filler, device = [longest_outputs(group) for group in groups], tokenizer.pad_token_id, model.device
     num_outputs = max(map(len, outputs))
-    # Groups are filled up to one size with outputs of which nothing is learned.
+    # Groups are padded to one size with empty outputs.
     rows = [output for group in outputs for output in group + [()] * (num_outputs - len(group))]
     decoder_input_ids = model.shift_right(pad(rows, filler, device)[0]).repeat(len(contexts), 1)  # (K R, T)
     states = torch.arange(decoder_input_ids.numel()).view(len(contexts), len(groups), num_outputs, -1)
@@ -251,7 +251,7 @@ def _contexts(groups: list[Group], compare: Sequence[str] | str) -> tuple[list[G
 
 
 def longest_outputs(examples: Group) -> list[tuple[int, ...]]:
-    """The different outputs that are not the beginning of another."""
+    """The distinct outputs that are not a prefix of another."""
     longest: list[tuple[int, ...]] = []
     for output in sorted(dict.fromkeys(e.output for e in examples), key=len, reverse=True):
         if all(output != longer[: len(output)] for longer in longest):

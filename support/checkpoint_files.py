@@ -1,9 +1,9 @@
 """The files of a checkpoint, as the Hugging Face hub serves them: weights, configuration, vocabulary.
 
 A checkpoint is a directory with `config.json`, `spiece.model` and weights in one of four forms (`WEIGHTS`). Files come
-from strangers, so each is checked before it is believed, and what is wrong with one becomes an `InputError`. Safetensors
-are read by hand, as the package would be one more to install and checks less: 8 bytes with the size of the header, the
-header in JSON, the data.
+from strangers, so each is checked before it is trusted, and any fault becomes an `InputError`. Safetensors files are read
+by hand, as the package would be one more to install and checks less: 8 bytes with the size of the header, the header in
+JSON, the data.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from support.files import MAX_TEXT, parse_object, read_file, read_json, write_fi
 # In order of preference. An index lists the files over which a large checkpoint is split.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-MAX_COPIES = 8  # times the size of its file that a pickle's tensors may take; published ones repeat the embedding
+MAX_COPIES = 8  # a pickle's tensors may take so many times the size of its file; published ones repeat the embedding
 # Of the vocabulary that all original T5 and FLAN-T5 models share: its pieces with their scores, and its spiece.model.
 T5_PIECES_SHA256 = "f0413802bca05cd88fc9ead5701a7f2fb8df6cc5b13017f854b29279bee113b6"
 T5_SPIECE_SHA256 = "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86"
@@ -46,7 +46,7 @@ def find_weights(directory: Path) -> Path | None:
 def read_tensors(directory: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint by name, in the dtypes of the files.
 
-    They are views of memory-mapped files wherever the format allows: memory is taken only as they are copied.
+    They are views of memory-mapped files where the format allows: memory is allocated only when they are copied.
     """
     path = find_weights(directory)
     if path is None:
@@ -63,13 +63,13 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """tensor name -> file name. Only plain names of files beside the index: it must not lead out of its directory."""
+    """tensor name -> file name. Only plain names of files beside the index: it must not point outside its directory."""
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{path}: weight_map is missing or no object; fetch the file again.")
+        raise InputError(f"{path}: weight_map is missing or not an object; fetch the file again.")
     for key, name in weight_map.items():
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.(safetensors|bin)", name):
-            raise InputError(f"{path}: {key} is said to be in {name!r}, which is no plain name of a weights file.")
+            raise InputError(f"{path}: {key} is listed under {name!r}, which is no plain name of a weights file.")
     return weight_map
 
 
@@ -99,7 +99,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         count = math.prod(shape)
         if len(shape) > 8 or begin != end or not 0 < count * dtype.itemsize == stop - begin:
             raise ValueError(
-                f"{name} has the shape {shape} at {begin} to {stop} of the data, where {end} begins the next"
+                f"{name} has the shape {shape} at {begin} to {stop} of the data, where the next tensor begins at {end}"
             )
         tensors[name] = torch.frombuffer(data, dtype=dtype, count=count, offset=start + begin).view(shape)
         end = stop
@@ -110,13 +110,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def load_pickle(path: Path, check_sums: bool = False) -> Any:
     """What torch.save wrote. weights_only keeps the pickle from running code; but a damaged one can raise any exception."""
-    # Files from before torch 1.6 are no zip archives, and cannot be mapped.
+    # Files from before torch 1.6 are not zip archives, and cannot be mapped.
     if is_zip := zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:  # torch never compresses
-                raise ValueError("it is larger inside than outside")
+                raise ValueError("its contents are larger than the file")
             if check_sums and (damaged := archive.testzip()):
-                raise ValueError(f"the sum of {damaged} is wrong")
+                raise ValueError(f"the checksum of {damaged} is wrong")
     return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
 
 
@@ -138,7 +138,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def drop_copies(tensors: dict[str, Tensor], tied: bool, directory: Path) -> bool:
-    """Leave each weight once: files may repeat the embedding under the names of those who use it.
+    """Keep each weight once: files may repeat the embedding under the names of the modules that use it.
 
     tied: whether config.json says that the output layer shares the embedding. Returns whether it does.
     """
@@ -170,7 +170,7 @@ class _ValuesLeftOut(TorchFunctionMode):
 
 @contextmanager
 def shapes_alone() -> Iterator[None]:
-    """The parameters of models made in the block have shapes, but neither memory nor values.
+    """The parameters of models made in the block have shapes, but no memory and no values.
 
     To draw values on the meta device, torch would import its compiler, which takes more than a second.
     """
@@ -180,7 +180,7 @@ def shapes_alone() -> Iterator[None]:
 
 @torch.no_grad()
 def fill(model: torch.nn.Module, tensors: dict[str, Tensor], directory: Path) -> None:
-    """Give a model on the meta device memory and weights. Each parameter has a tensor of its name and shape, all finite."""
+    """Give a model on the meta device memory and weights. Checks names and shapes, and that all numbers are finite."""
     shapes = [{name: list(t.shape) for name, t in found} for found in (model.named_parameters(), tensors.items())]
     for name in sorted(shapes[0].keys() | shapes[1].keys()):
         expected, shape = (found.get(name, "not there") for found in shapes)
@@ -212,14 +212,14 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def read_config(path: Path, kind: type) -> Any:
-    """config.json as an instance of T5Config, which is the kind; what that does not have is left out."""
+    """config.json as an instance of `kind`, which is T5Config; other entries are ignored."""
     values = read_json(path)
     for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"):
         if values.get(name) is None:
             raise InputError(f"{path}: {name} is missing; a T5 checkpoint has it.")
     given = {field.name: values[field.name] for field in dataclasses.fields(kind) if values.get(field.name) is not None}
     config = kind(**given)
-    with input_errors(f"{path}: has a bad setting", "fetch the file again, or take another model.", ValueError):
+    with input_errors(f"{path}: has a bad setting", "fetch the file again, or use another model.", ValueError):
         _check_config(config)
     return config
 
@@ -246,14 +246,14 @@ def read_spiece(path: Path) -> sentencepiece.SentencePieceProcessor:
     with suppress(RuntimeError, UnicodeDecodeError):
         if data:
             pieces = sentencepiece.SentencePieceProcessor(model_proto=data)
-            pieces.id_to_piece(list(range(pieces.get_piece_size())))  # each piece must be a text
+            pieces.id_to_piece(list(range(pieces.get_piece_size())))  # each piece must be text
             if min(pieces.pad_id(), pieces.eos_id(), pieces.unk_id()) >= 0:
                 return pieces
     raise InputError(f"{path}: is not a SentencePiece model with <pad>, </s> and <unk>; fetch it again.")
 
 
 def has_t5_pieces(path: Path) -> bool:
-    """Is this a tokenizer.json with T5's own pieces, and are none added?"""
+    """Is this a tokenizer.json with exactly T5's own pieces?"""
     tokenizer = read_json(path) if path.is_file() else {}
     with suppress(LookupError, TypeError, ValueError, RecursionError):  # a tokenizer of another kind
         pieces = tokenizer["model"]["vocab"]
@@ -273,7 +273,7 @@ def read_extra_ids(directory: Path) -> int:
 
 
 def check_tokenizer(tokenizer: Any, config: Any, directory: Path) -> None:
-    """Raise InputError unless a Tokenizer and a T5Config mean the same by token ids."""
+    """Raise InputError unless a Tokenizer and a T5Config agree on token ids."""
     if not 0 <= config.vocab_size - tokenizer.vocab_size <= MAX_SPARE:
         raise InputError(
             f"{directory}: spiece.model and extra_ids make {tokenizer.vocab_size} tokens, where vocab_size in config.json "

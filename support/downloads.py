@@ -1,4 +1,4 @@
-"""Downloads that leave a complete file or none."""
+"""Downloads that leave either a complete file or none."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ from support.files import replacing
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirections. With the one to a large file the hub states the file's SHA-256 as X-Linked-ETag."""
+    """Follows redirects. When redirecting to a large file, the hub sends the file's SHA-256 as X-Linked-ETag."""
 
     sha256 = None
 
@@ -27,11 +27,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 def download(url: str, path: Path, sha256: str | None = None) -> bool:
     """Fetch a file, which appears complete or not at all. False: the server has no such file.
 
-    Its length, and its SHA-256 where one is given or the server states it, are checked. (The downloader of torch.hub
-    takes half a file for a file, and cannot see the sums that the hub states.)
+    Its length is checked, and so is its SHA-256 if one is given or the server sends one. (The downloader of torch.hub
+    accepts half a file, and cannot see the checksums that the hub sends.)
     """
     redirects, digest = _Redirects(), hashlib.sha256()
-    remedy = "try again with a network and a disk to write to, or give a directory that holds the files."
+    remedy = "check the network and the disk and try again, or give a directory that holds the files."
     problem = f"{url} could not be fetched into {path.parent}"
     with input_errors(problem, remedy, OSError, ValueError, HTTPException):
         try:
@@ -50,5 +50,5 @@ def download(url: str, path: Path, sha256: str | None = None) -> bool:
             if length and output.tell() != length:
                 raise OSError(f"the connection ended after {output.tell()} of {length} bytes")
             if (sha256 or redirects.sha256 or digest.hexdigest()) != digest.hexdigest():
-                raise OSError("what came has another SHA-256 than the file should have")
+                raise OSError("the SHA-256 of the download is not that of the file")
     return True

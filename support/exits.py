@@ -1,10 +1,10 @@
-"""How the command ends: an exit code, and, unless that is 0, one sentence on stderr with what happened and what to do.
+"""How the command ends: an exit code and, unless that is 0, one sentence on stderr that says what happened and what to do.
 
 0     done
 1     it had to end early
 2     its input is wrong, or there is no room for its output
 130   it was interrupted
-141   whoever read its output is gone (`| head`); this needs no sentence
+141   the reader of its output has ended (`| head`); without a sentence
 """
 
 import os
@@ -18,9 +18,9 @@ from support.signals import handled, ignore_all
 
 
 def run(command: Callable[[], None], arguments: Sequence[str]) -> int:
-    """Run the command, and return its exit code. The first Ctrl-C or SIGTERM ends it; more of them do not disturb that.
+    """Run the command, and return its exit code. The first Ctrl-C or SIGTERM ends it; further ones are ignored.
 
-    arguments: those of train.py that the command stands for.
+    arguments: those of train.py, from which the command was made.
     """
     with handled(_interrupt):
         try:
@@ -32,8 +32,8 @@ def run(command: Callable[[], None], arguments: Sequence[str]) -> int:
             line = "".join(letter if letter.isprintable() else "?" for letter in sentence)  # names come from files
             print(f"train.py: {line if len(line) < 2000 else line[:2000] + ' ...'}", file=sys.stderr, flush=True)
         if processes.launched():
-            # The ordinary way out waits for processes that may be gone, and a thread of torch's that wants Python's lock
-            # while Python ends aborts the process, although its work is done.
+            # The ordinary exit waits for processes that may be gone, and a torch thread that wants Python's lock while
+            # Python shuts down aborts the process, although its work is done.
             sys.stdout.flush()
             os._exit(code)
     return code
@@ -51,7 +51,7 @@ def _attempt(command: Callable[[], None], arguments: Sequence[str]) -> tuple[int
     except FloatingPointError as error:
         return 1, f"{error}; {_how_to_resume(arguments)}"
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
         return 141, ""
     except RuntimeError as error:
         if not processes.is_connection_error(error):

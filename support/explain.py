@@ -1,7 +1,7 @@
 """One iteration of HIR on a handful of questions, shown step by step:  python train.py --explain
 
-The paper's Figure 2 with real numbers. Every step is done by the function that training calls; here it is only printed.
-This file, ask.py and task_list.py are the ones in support/ that stand above hir.py.
+The paper's Figure 2 with real numbers. Every step calls the function that training calls; here it is only printed.
+This file, ask.py and task_list.py are the ones in support/ that import hir.py.
 """
 
 import math
@@ -22,9 +22,9 @@ ASKS_FOR = {hir.CORRECT: "answer correctly", hir.WRONG: "answer wrongly  "}
 
 
 def explain(learners: list[Learner], examples: list[Example], settings: hir.Settings, run: Any) -> None:
-    """Sample, judge, relabel, and take one gradient step on all that came out; the one model is changed by it.
+    """Sample, judge, relabel, and take one gradient step on everything sampled, which changes the one model.
 
-    Of the examples up to four are taken. run: its `seed`, and its `method`, as only hir is explained.
+    Uses up to four of the examples. run: its `seed`, and its `method`, as only hir is explained.
     """
     (learner,), examples = learners, examples[:4]
     if not examples:
@@ -48,7 +48,7 @@ def explain(learners: list[Learner], examples: list[Example], settings: hir.Sett
 
 
 def tell_questions(examples: list[Example]) -> None:
-    """The first question as it is asked, and the text and right answer of the others."""
+    """Print the first question as it is asked, and the text and right answer of the others."""
     first, *others = examples
     heading(
         f"1. {'One question' if not others else f'{len(examples)} questions; the first'}, as it is asked (Sec. 4.1)"
@@ -59,7 +59,7 @@ def tell_questions(examples: list[Example]) -> None:
 
 
 def tell_samples(samples: list[hir.Sample], log_p: list[list[float]], settings: hir.Settings) -> None:
-    """The answers to the first question and what feedback says of them."""
+    """Print the answers to the first question and the feedback on them."""
     temperature = settings.sampling_temperature
     heading(f"2. {len(samples)} answers to it, drawn at temperature {temperature:g}, judged")
     print(f"   {would_be_right(samples[0].example)}\n   log P  feedback   answer")
@@ -68,7 +68,7 @@ def tell_samples(samples: list[hir.Sample], log_p: list[list[float]], settings: 
 
 
 def tell_relabeled(examples: list[TrainingExample], learner: Learner) -> None:
-    """What is made of them: each output, and each part of one, with the instruction that it fulfills."""
+    """Print each output, and each part of one, with the instruction that it fulfills."""
     heading("3. Relabeled: each answer, and each part of one, with the instruction that it fulfills (Sec. 4.2)")
     print("   instruction       given ▸ learned")
     decode = learner.tokenizer.decode
@@ -79,9 +79,9 @@ def tell_relabeled(examples: list[TrainingExample], learner: Learner) -> None:
 
 
 def tell_loss(losses: dict[str, float], num_tokens: int, num_examples: int, settings: hir.Settings) -> None:
-    """The terms of Eq. 6."""
-    heading(f"4. The loss of all that came out: {num_examples} answers and parts, {num_tokens} tokens (Sec. 4.3)")
-    ignored = f"{math.log(2):.4f} if instructions do not matter"
+    """Print the terms of Eq. 6."""
+    heading(f"4. The loss on all of them: {num_examples} answers and parts, {num_tokens} tokens (Sec. 4.3)")
+    ignored = f"{math.log(2):.4f} if instructions make no difference"
     terms = (
         ("supervised", 1.0, "Eq. 3, cross-entropy, mean over tokens"),
         ("contrastive", settings.alpha, f"Eq. 4, mean over outputs; ln 2 = {ignored}"),
@@ -94,8 +94,8 @@ def tell_loss(losses: dict[str, float], num_tokens: int, num_examples: int, sett
 
 
 def tell_change(examples: list[Example], samples: list[hir.Sample], before: list, after: list, rate: float) -> None:
-    """What the gradient step did to each answer under both instructions."""
-    heading(f"5. One gradient step with learning rate {rate:g} later: log P of each answer under both instructions")
+    """Print what the gradient step did to each answer under both instructions."""
+    heading(f"5. After one gradient step with learning rate {rate:g}: log P of each answer under both instructions")
     print(f"   question  feedback   {ASKS_FOR[hir.CORRECT]:19}{ASKS_FOR[hir.WRONG]:19}answer")
     different = {(s.example.question, s.output): (s, b, a) for s, b, a in zip(samples, before, after, strict=True)}
     for s, *log_p in different.values():
@@ -125,7 +125,7 @@ def would_be_right(example: Example) -> str:
 
 
 def indented(text: str) -> str:
-    """Text behind a rule."""
+    """Text with a vertical rule at its left."""
     return textwrap.indent(text, "   | ", lambda line: True)
 
 
@@ -135,5 +135,5 @@ def quoted(text: str) -> str:
 
 
 def heading(text: str) -> None:
-    """The title of a step."""
+    """Print the title of a step."""
     print(f"\n{text}\n{'-' * len(text)}")

@@ -1,4 +1,4 @@
-"""Small files that are read whole, and files of any size that appear whole or not at all."""
+"""Small files, read at once, and files of any size that appear complete or not at all."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def parse_object(data: bytes, path: Path) -> dict:
 
 
 def lock(file: IO) -> bool | None:
-    """Lock an open file until it is closed, or the process ends. False: another has it. None: there are no locks here."""
+    """Lock an open file until it is closed or the process ends. False: another process has it. None: no locks here."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -58,10 +58,10 @@ def lock(file: IO) -> bool | None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the name `path` when the block succeeds, and vanishes when it does not.
+    """A file that takes the name `path` if the block succeeds, and is deleted otherwise.
 
     Whenever the machine stops, `path` is the old file or the new one, complete. What a killed process has left beside it
-    is cleared away by the next one that writes there.
+    is removed by the next one that writes there.
     """
     for left in path.parent.glob(f".{path.name}.????????"):
         with suppress(OSError), left.open("rb") as file:  # OSError: it is gone
@@ -86,14 +86,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_file(path: Path, *chunks: bytes | memoryview) -> None:
-    """Write a file in one rename."""
+    """Write a file atomically."""
     with replacing(path) as file:
         for chunk in chunks:
             file.write(chunk)
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write a JSON object, indented, in one rename."""
+    """Write an indented JSON object atomically."""
     write_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
@@ -103,5 +103,5 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def write_lines(path: Path, values: list[dict]) -> None:
-    """Write a JSON object per line, in one rename."""
+    """Write a JSON object per line, atomically."""
     write_file(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode())

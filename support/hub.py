@@ -1,4 +1,4 @@
-"""Checkpoints by their name on the Hugging Face hub, downloaded once into that library's own cache."""
+"""Checkpoints by their name on the Hugging Face hub, downloaded once into the Hugging Face cache."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from support.errors import InputError
 from support.files import read_json, write_file
 from support.tables import say
 
-# What is wanted of a directory: one file of each group.
+# What a directory must have: one file of each group.
 MODEL = (("config.json",), WEIGHTS)
 VOCABULARY = (("spiece.model",),)
 CHECKPOINT = (("config.json",), ("spiece.model", "tokenizer.json"), WEIGHTS)
@@ -21,9 +21,9 @@ T5 = "google/flan-t5-small"  # the smallest model with the vocabulary of all T5 
 
 
 def local_directory(path_or_name: str | os.PathLike) -> Path | None:
-    """The directory of a checkpoint that is here: the one given, or `model` in the directory of a run; None if neither is.
+    """The directory of a local checkpoint: the one given, or `model` in the directory of a run; None if there is none.
 
-    A relative path starts at the working directory or else at this repository, so that it works from anywhere.
+    A relative path starts at the working directory, or else at this repository, so that it works from anywhere.
     """
     for directory in (Path(path_or_name), REPOSITORY / path_or_name):
         if (directory / "model" / "config.json").is_file():
@@ -34,7 +34,7 @@ def local_directory(path_or_name: str | os.PathLike) -> Path | None:
 
 
 def find_checkpoint(path_or_name: str | os.PathLike, wanted: tuple[tuple[str, ...], ...] = CHECKPOINT) -> Path:
-    """The directory of a checkpoint: the one given, or the cached or now downloaded files of that name on the hub."""
+    """The directory of a checkpoint: the one given, or the files of that name on the hub, cached or downloaded."""
     if directory := local_directory(path_or_name):
         return directory
     name = os.fspath(path_or_name)
@@ -61,8 +61,8 @@ def find_checkpoint(path_or_name: str | os.PathLike, wanted: tuple[tuple[str, ..
 def find_vocabulary(directory: Path, tokenizer: str | os.PathLike | None = None) -> Path:
     """The spiece.model of a checkpoint, or of `tokenizer`, a directory or a name on the hub.
 
-    transformers 5 writes a tokenizer.json alone. Where that has T5's own pieces, T5's spiece.model is in its place: one in
-    the cache or, if there is none, on the hub.
+    transformers 5 writes only a tokenizer.json. If that has T5's own pieces, T5's spiece.model is used instead: from the
+    cache or, if there is none, from the hub.
     """
     directory = directory if tokenizer is None else find_checkpoint(tokenizer, VOCABULARY)
     spiece = directory / "spiece.model"
@@ -77,12 +77,12 @@ def find_vocabulary(directory: Path, tokenizer: str | os.PathLike | None = None)
         spiece = next(same, None) or find_checkpoint(T5, VOCABULARY) / "spiece.model"
     except InputError as error:
         raise InputError(f"{directory}: holds T5's own pieces, but no spiece.model; {remedy} ({error})") from error
-    say(f"{directory} holds T5's own pieces, but no spiece.model: {spiece} is taken")
+    say(f"{directory} holds T5's own pieces, but no spiece.model: using {spiece}")
     return spiece
 
 
 def _cache() -> Path:
-    """Where the Hugging Face library keeps what comes from the hub."""
+    """Where the Hugging Face library keeps its downloads."""
     home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
     return Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
 
@@ -93,7 +93,7 @@ def _is_complete(directory: Path, wanted: tuple[tuple[str, ...], ...]) -> bool:
 
 
 def _weight_parts(directory: Path, wanted: tuple[tuple[str, ...], ...]) -> list[str]:
-    """The files over which the weights are split, if they are, and are wanted."""
+    """The files over which the weights are split, if they are split, and wanted."""
     weights = find_weights(directory) if WEIGHTS in wanted else None
     return sorted(set(read_index(weights).values())) if weights and weights.suffix == ".json" else []
 

@@ -1,4 +1,4 @@
-"""JSON that people write by hand: where it goes wrong, what stands there, and what to write instead."""
+"""JSON written by hand: where it goes wrong, what is there, and what to write instead."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from support.errors import InputError, input_errors
 
 SHAPE = '{"examples": [{"input": "...", "target": "..."}, ...]}'
 WORD = r"[A-Za-z_]"
-ASIDE = (  # what may stand where JSON goes wrong, what it is, and the remedy
+ASIDE = (  # what may be where JSON goes wrong, what to call it, and the remedy
     (r"//|/\*|#", "a comment", "JSON has none, so delete it"),
     (r"'", "a single quote", 'write double quotes: "..."'),
     (r"[“”„«»‘’]", "a typographic quotation mark", 'write the straight one: "'),

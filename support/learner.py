@@ -14,7 +14,7 @@ from support import processes
 from support.batches import Group, TrainingExample, count, shape, silent
 from support.machine import MachineSettings
 
-MAX_LEFT_OUT = 10  # gradient steps of an iteration that may be left out before the run ends
+MAX_LEFT_OUT = 10  # the run ends when so many gradient steps of an iteration were left out
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ LossTerms = Callable[[list[Group]], dict[str, Tensor]]
 
 
 class Learner:
-    """A model with what trains it: tokenizer, machine, optimizer, schedule."""
+    """A model with everything that trains it: tokenizer, machine, optimizer, schedule."""
 
     def __init__(self, model, tokenizer, machine: MachineSettings, settings):
         """settings: learning_rate, warmup_steps and final_learning_rate."""
@@ -44,7 +44,7 @@ class Learner:
         self.bar: tqdm | None = None
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """All that the optimizer changes."""
+        """All parameters that the optimizer updates."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def states(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class Learner:
         return {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
 
     def rate_factor(self, step: int) -> float:
-        """The learning rate's factor: it rises in the first steps of the run, and falls from iteration to iteration."""
+        """The learning rate's factor: warm-up over the first steps of the run, then decay from iteration to iteration."""
         warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         return warmup * (1 - (1 - self.final_learning_rate) * self.progress)
 
@@ -68,9 +68,9 @@ class Learner:
         """One optimizer step on `total(loss_terms(groups))`, where `total` is a weighted sum of the terms.
 
         Each term is a mean over the tokens to be learned ("contrastive", "surrogate": over the examples). Micro-batches
-        and processes each take a part of the groups. A part's mean is weighted with its part of the tokens, so that the
-        gradient is that of the whole batch, however it is cut. If a term or the gradient is not finite, nothing changes:
-        the step is left out, and its examples are printed. Raises FloatingPointError when that happens too often.
+        and processes each take a part of the groups. A part's mean is weighted with its share of the tokens, so that the
+        gradient is that of the complete batch, however it is cut. If a term or the gradient is not finite, the step is
+        left out and its examples are printed. Raises FloatingPointError if that happens too often.
         """
         begin = time.perf_counter()
         if self.bar is None:
@@ -103,7 +103,7 @@ class Learner:
         self.training_seconds += time.perf_counter() - begin
 
     def finish_iteration(self) -> tuple[dict[str, float], float]:
-        """The mean of each term over the iteration's steps, with how many were left out, if any; and their seconds.
+        """The mean of each term over the iteration's steps, with the number left out, if any; and the seconds taken.
 
         Raises FloatingPointError if the weights are not finite.
         """
@@ -121,7 +121,7 @@ class Learner:
         return means | left_out, seconds
 
     def check_weights(self) -> None:
-        """Raise FloatingPointError unless all weights, and all that the optimizer keeps, are finite."""
+        """Raise FloatingPointError unless all weights and the optimizer's state are finite."""
         kept = [value for state in self.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
         finite = all(processes.local(tensor).isfinite().all() for tensor in (*self.parameters(), *kept))
         if not all(processes.gather([finite])):
@@ -134,8 +134,8 @@ _NOT_FINITE = "{} gradients were not finite: try --dtype float32, or other value
 def show_examples(parts: list[tuple[list[Group], Tensor]], groups: list[Group]) -> None:
     """Print the examples of a step that is left out.
 
-    parts: what this process has computed, groups with the terms of their loss. If all of these are finite, in all
-    processes, it is the gradient that is not, and nothing narrower than the whole batch can be named.
+    parts: what this process has computed, groups with the terms of their loss. If these are finite in all processes, it
+    is the gradient that is not, and the examples can only be narrowed down to the batch.
     """
     suspects = [group for part, terms in parts if not terms.isfinite().all() for group in part]
     suspects = processes.gather(suspects) or groups

@@ -14,19 +14,19 @@ from support.tables import say
 
 @dataclass(frozen=True)
 class MachineSettings:
-    """How the work is done. What changes the numbers beyond rounding is in FIXED; the rest may change on --resume."""
+    """How the work is done. Settings that change results beyond rounding are in FIXED; others may change on --resume."""
 
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, ...; auto: a GPU if there is one")
     dtype: str = setting("auto", "arithmetic, float32 or bfloat16; auto: bfloat16 where the hardware has it")
-    sampling_batch_size: int = setting(64, "questions that are answered at once", least=1)
+    sampling_batch_size: int = setting(64, "questions answered at once", least=1)
     micro_batch_size: int = setting(
-        0, "groups (a question with its outputs) in one forward pass of training; 0: the whole batch"
+        0, "groups (a question with its outputs) in one forward pass of training; 0: the complete batch"
     )
-    max_grad_norm: float = setting(1.0, "longer gradients are scaled down to this norm")
-    replay_size: int = setting(100_000, "samples that are kept for --replay all; the oldest leave first")
+    max_grad_norm: float = setting(1.0, "gradients with a larger norm are scaled down to this one")
+    replay_size: int = setting(100_000, "samples kept for --replay all; the oldest are dropped first")
     shard_model: bool = setting(False, "split the model over the processes of torchrun: for flan-t5-xl and -xxl")
     compile: bool = setting(False, "fuse kernels with torch.compile: slower to start, then faster")
-    gradient_checkpointing: bool = setting(False, "compute blocks again in the backward pass, which saves memory")
+    gradient_checkpointing: bool = setting(False, "recompute blocks in the backward pass, which saves memory")
 
     def __post_init__(self):
         if self.dtype not in ("auto", "float32", "bfloat16"):
@@ -43,17 +43,17 @@ FIXED = {"dtype", "max_grad_norm", "replay_size"}
 
 
 def choose_device(machine: MachineSettings) -> tuple[torch.device, torch.dtype]:
-    """Where to compute, and in what: everything that depends on the hardware is decided here.
+    """The device and the dtype to compute in: everything that depends on the hardware is decided here.
 
-    Under torchrun each process takes the GPU of its local rank. bfloat16 is chosen where the hardware multiplies in it.
+    Under torchrun, each process takes the GPU of its local rank. bfloat16 is chosen if the hardware multiplies in it.
     """
     name = machine.device if machine.device != "auto" else _best_device()
     with input_errors(f"--device {name} cannot be used here", "try --device cpu.", RuntimeError, AssertionError):
         device = torch.device(f"cuda:{processes.local_rank()}" if name == "cuda" else name)
         if device.type == "mps" and not torch.backends.mps.is_available():
-            raise RuntimeError("there is no GPU of Apple's")  # what torch says of it fills a page
+            raise RuntimeError("there is no Apple GPU")  # torch's own message fills a page
         torch.empty(1, device=device)
-    has_bfloat16 = False  # nor is it chosen on Apple's GPU: macOS has it only from 14 on
+    has_bfloat16 = False  # also on Apple's GPU: macOS supports it only from version 14 on
     if device.type == "cpu":
         keep_freed_memory()
         native = torch.cpu.get_capabilities()
@@ -69,7 +69,7 @@ def choose_device(machine: MachineSettings) -> tuple[torch.device, torch.dtype]:
 
 
 def _best_device() -> str:
-    """What --device auto means. Apple's GPU is one of a kind, so the processes of torchrun do not share it."""
+    """What --device auto means. A Mac has a single GPU, so the processes of torchrun do not use it."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() and not processes.launched() else "cpu"
@@ -78,7 +78,7 @@ def _best_device() -> str:
 def place(
     model: torch.nn.Module, machine: MachineSettings, device: torch.device, dtype: torch.dtype
 ) -> torch.nn.Module:
-    """The model on its device, set to work as the settings say."""
+    """The model on its device, configured by the settings."""
     if machine.shard_model:
         processes.shard_model(model, device, dtype)
     model.compute_dtype = dtype
@@ -89,10 +89,10 @@ def place(
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep large blocks that are freed for the next one who asks, as GPU allocators do.
+    """Tell glibc to keep large freed blocks for later allocations, as GPU allocators do.
 
-    By default it gives them back to the operating system, which clears every page again when the next layer wants one.
-    Without glibc nothing happens.
+    By default it returns them to the operating system, which clears every page again when the next layer needs one.
+    Without glibc, this does nothing.
     """
     mmap_max, trim_threshold = -4, -1  # the numbers of M_MMAP_MAX and M_TRIM_THRESHOLD in <malloc.h>
     with contextlib.suppress(OSError, AttributeError):
@@ -108,6 +108,6 @@ def fuse_kernels(model: torch.nn.Module) -> None:
 
 
 def describe(model: torch.nn.Module) -> str:
-    """The size of a model and where it computes."""
+    """The size of a model, its device and its dtype."""
     size = sum(p.numel() for p in model.parameters())
     return f"{size:,} parameters, on {model.device} in {str(model.compute_dtype).removeprefix('torch.')}"

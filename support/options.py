@@ -1,4 +1,4 @@
-"""The options of a question: their letters, how to find them in its text, and which of them a target means."""
+"""The options of a question: their letters, how to find them in its text, and which of them a target names."""
 
 import re
 
@@ -9,7 +9,7 @@ LETTER = re.compile(r"\(?(?P<letter>[A-Za-z]{1,2})[).] *(?P<text>.*)")
 
 
 def option_letter(index: int) -> str:
-    """(A) to (Z), then (AA), (AB) and so on. (The authors write chr(65 + index), which beyond Z is "[" and so on.)"""
+    """(A) to (Z), then (AA), (AB) and so on. (The authors' chr(65 + index) gives "[" and so on beyond Z.)"""
     name = ""
     while index >= 0:
         index, rest = divmod(index, 26)
@@ -19,10 +19,10 @@ def option_letter(index: int) -> str:
 
 
 def options_in(text: str) -> tuple[str, list[str]]:
-    """A question without the options at its end, and their texts; the question as it is and [] if there are none.
+    """A question without the options at its end, and their texts; the unchanged question and [] if there are none.
 
     Options are lines with letters, `(A) red` or `A. red`, or, below a line `Options:`, lines with dashes. They may also
-    stand in one line, `Options: (A) red (B) blue`.
+    be on one line, `Options: (A) red (B) blue`.
     """
     lines = text.rstrip().split("\n")
     if in_one_line := re.fullmatch(rf"(?i)(.*\b)?({TITLE})\s*(\(A\) .*)", lines[-1]):
@@ -46,7 +46,7 @@ def without_letters(lines: list[str]) -> list[str]:
 
 
 def meant(target: str, options: list[str]) -> list[str]:
-    """The options that a target means: by their text, by a letter such as `(B)` or `b`, or by both."""
+    """The options that a target names: by their text, by a letter such as `(B)` or `b`, or by both."""
     if by_text := [option for option in options if _plain(option) == _plain(target)]:
         return by_text
     match = re.fullmatch(r"\(?(?P<letter>[A-Za-z]{1,2})(?:[).]+ *(?P<text>.*))?", target.strip())
@@ -60,7 +60,7 @@ def meant(target: str, options: list[str]) -> list[str]:
 
 
 def _texts(form: re.Pattern, lines: list[str]) -> list[str]:
-    """What lines of this form say; [] unless all have it and say something."""
+    """The texts of lines of this form; [] unless all lines have it and none is empty."""
     texts = [match["text"].strip() if (match := form.match(line.strip())) else "" for line in lines]
     return texts if all(texts) else []
 

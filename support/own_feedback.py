@@ -1,4 +1,4 @@
-"""Feedback of one's own, for --feedback FILE.py:FUNCTION. docs/feedback.md says how to write it."""
+"""User-defined feedback, for --feedback FILE.py:FUNCTION. docs/feedback.md says how to write it."""
 
 import hashlib
 import importlib.util
@@ -23,13 +23,13 @@ _IN_FORCE: ContextVar[Judge | None] = ContextVar("_IN_FORCE", default=None)
 
 
 def in_force() -> Judge | None:
-    """What judges outputs in place of the scorers of feedback.py; None: nothing does."""
+    """The function that judges outputs in place of the scorers of feedback.py; None: the scorers do."""
     return _IN_FORCE.get()
 
 
 @contextmanager
 def judged_by(own: Judge | None) -> Iterator[None]:
-    """Within the block, `own` judges outputs, and whole ones; None: the scorers do."""
+    """Within the block, `own` judges complete outputs; None: the scorers judge."""
     token = _IN_FORCE.set(own)
     try:
         yield
@@ -38,7 +38,7 @@ def judged_by(own: Judge | None) -> Iterator[None]:
 
 
 def with_feedback(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A command on all settings, within which outputs are judged by the function that --feedback names, if it names one."""
+    """Make a command on all settings judge outputs by the function that --feedback names, if any."""
 
     @wraps(command)
     def call(s: Any) -> Any:
@@ -49,7 +49,7 @@ def with_feedback(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def load(where: str) -> Judge:
-    """The function FILE.py:FUNCTION, checked in each call. Within it, feedback.judge and the scorers are the usual ones."""
+    """The function FILE.py:FUNCTION, with each result checked. Inside it, feedback.judge is the built-in feedback."""
     code, function = _find(where)
 
     def judge(output: str, example: Any) -> str:

@@ -1,7 +1,7 @@
 """Many processes, one run: what a torchrun job needs. In a single process every function here is a no-op.
 
-Work is dealt out by `shard`, lists come back together by `gather`, gradients by `sum_gradients`. The model is replicated,
-or, for models that one GPU cannot train, split by `shard_model`; then all processes must go through it equally often.
+`shard` distributes work, `gather` collects lists, `sum_gradients` adds up gradients. The model is replicated or, if one
+GPU cannot train it, split by `shard_model`; then all processes must run it equally often.
 """
 
 import os
@@ -28,12 +28,12 @@ def launched() -> bool:
 
 
 def is_connection_error(error: Exception) -> bool:
-    """Does this error mean that another process has ended or cannot be reached? Torch speaks of sockets then."""
+    """Does this error mean that another process has ended or cannot be reached?"""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def leave() -> None:
-    """Leave the process group. Only for a run that ended well: where a process is gone, this would wait for it."""
+    """Leave the process group. Only after a successful run: if a process is gone, this would wait for it."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -59,7 +59,7 @@ def shard(items: list) -> list:
 
 
 def rounds(items: list, size: int) -> Iterator[list]:
-    """This process's share of the items, up to `size` at a time; as many times in each process, so the last may be empty."""
+    """This process's share of the items, up to `size` at a time; equally often in each process, so the last may be empty."""
     mine, largest_share = shard(items), -(-len(items) // world_size())
     return (mine[i : i + size] for i in range(0, largest_share, size))
 
@@ -74,7 +74,7 @@ def gather(items: list) -> list:
 
 
 def from_first(function: Callable[[], Any]) -> Any:
-    """What the function returns in process 0, in all of them; what it raises there is raised in all."""
+    """Call the function in process 0; all processes return its result, or raise its exception."""
     result = error = None
     if rank() == 0:
         try:
@@ -89,7 +89,7 @@ def from_first(function: Callable[[], Any]) -> Any:
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """One process of each machine goes first: what it downloads, the others find."""
+    """One process per machine goes first, so that the others find what it downloads."""
     if local_rank() > 0:
         gather([])
     yield
@@ -100,7 +100,7 @@ def first_alone() -> Iterator[None]:
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Add up every parameter's gradient over the processes, in one message."""
     parameters = [p for p in parameters if p.requires_grad]
-    if world_size() == 1 or any(map(_is_split, parameters)):  # split ones are summed as they appear
+    if world_size() == 1 or any(map(_is_split, parameters)):  # FSDP sums those of split ones
         return
     flat = torch.cat([p.grad.flatten() for p in parameters])
     dist.all_reduce(flat)
@@ -122,7 +122,7 @@ def sum_values(values: Tensor) -> Tensor:
 def shard_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Split a T5's weights, and with them gradients and optimizer states, over the processes, and move it to the device.
 
-    A block is whole only while it computes (FSDP2), in `dtype`; what is kept, and summed, is float32.
+    A block is gathered only while it computes (FSDP2), in `dtype`; storage and sums are float32.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -138,13 +138,13 @@ def shard_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> N
     for method in ("encode", "decode", "logits"):
         register_fsdp_forward_method(model, method)
     for part in _parts(model):
-        part.set_gradient_divide_factor(1.0)  # a sum, as without
+        part.set_gradient_divide_factor(1.0)  # a sum, as without sharding
         part.set_force_sum_reduction_for_comms(True)
 
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Put a split model together for a while, in which each process may use it as often as it likes, without gradients."""
+    """Gather a split model within the block, where each process may use it any number of times, without gradients."""
     parts = _parts(model)
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
@@ -158,7 +158,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
 
 
 def _parts(model: nn.Module) -> list:
-    """The modules, all FSDPModules, into which a model is split; none if it is not."""
+    """The FSDPModules into which a model is split; none if it is not."""
     return [module for module in model.modules() if hasattr(module, "unshard")]
 
 
@@ -168,12 +168,12 @@ def _is_split(tensor: Tensor) -> bool:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's share of a split tensor; any other as it is."""
+    """This process's shard of a split tensor; any other tensor unchanged."""
     return tensor.to_local() if _is_split(tensor) else tensor
 
 
 def gathered_state(state: Any) -> Any:
-    """A state_dict with split tensors put together; all processes must ask for it, only the first gets them.
+    """A state_dict with split tensors gathered; all processes must call this, only the first gets the tensors.
 
     (torch.distributed.checkpoint.state_dict does this too, but takes a second to import.)
     """
@@ -186,7 +186,7 @@ def gathered_state(state: Any) -> Any:
 
 
 def load_state(part: Any, state: dict) -> None:
-    """`part.load_state_dict(state)`, where the state is whole and the part, a model or an optimizer, may be split."""
+    """`part.load_state_dict(state)` for a complete state and a part, a model or an optimizer, that may be split."""
     if isinstance(part, torch.optim.Optimizer):
         parameters = [p for group in part.param_groups for p in group["params"]]
         shares = {i: {k: _share(v, parameters[i]) for k, v in kept.items()} for i, kept in state["state"].items()}
@@ -198,7 +198,7 @@ def load_state(part: Any, state: dict) -> None:
 
 
 def _share(tensor: Tensor, like: Tensor | None) -> Tensor:
-    """This process's share of a whole tensor, cut as `like` is; the tensor itself if that is not split."""
+    """This process's shard of a complete tensor, split like `like`; the tensor itself if that is not split."""
     if not _is_split(like) or tensor.shape != like.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor

@@ -10,7 +10,7 @@ from support.batches import group_by
 class ReplaySet:
     """D_online of Algorithm 1. Each draw takes as many questions, each with its samples, as the last iteration answered.
 
-    which: "all" keeps every sample, up to `limit` (the oldest leave first); "last" keeps those of the last iteration.
+    which: "all" keeps every sample, up to `limit` (the oldest are dropped first); "last" keeps the last iteration's.
     rebuild: makes a sample, a dataclass of plain values and an `example`, from the dictionary of its fields.
     """
 
@@ -35,10 +35,10 @@ class ReplaySet:
         return [sample for group in rng.sample(self.groups, self.num_latest) for sample in group]
 
     def state_dict(self) -> dict:
-        """Plain values, which a pickle can hold without running code."""
+        """Plain values, which can be unpickled without running code."""
         fields = [[vars(sample) | {"example": vars(sample.example)} for sample in group] for group in self.groups]
         return {"groups": fields}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self.groups = [[self.rebuild(fields) for fields in group] for group in state["groups"]]

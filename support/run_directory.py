@@ -5,8 +5,8 @@ metrics.jsonl   a line per iteration
 answers.jsonl   the answers to the test questions in the last evaluation, with their verdicts; --method none ends here
 samples.jsonl   the first training examples of each iteration, to be read
 model/          the model in the hub's format
-state.pt        what it takes to resume: weights, optimizer, schedule, replay set, metrics
-.lock           number of the process that writes, locked by it; the lock ends with the process, however that ends
+state.pt        what is needed to resume: weights, optimizer, schedule, replay set, metrics
+.lock           the writing process's number, locked by it; the lock is released when the process ends, in any way
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from support.settings import FlagParser, as_flags, flag
 from support.signals import deferred
 from support.tables import say
 
-# In the middle of a run: where and how long it runs, and how its work is done.
+# What may change on --resume: where and how long a run runs, and how its work is done.
 MAY_CHANGE = {"out", "resume", "iterations"} | {f.name for f in fields(MachineSettings)} - FIXED
 SAMPLES_TO_READ = 20  # per iteration
 
@@ -46,7 +46,7 @@ def directory_of(run: Any) -> Path:
 
 
 def _label(name: str) -> str:
-    """A checkpoint or data in the name of a directory: of runs/X/model, X; one from elsewhere with a hash of its path."""
+    """A checkpoint or data set in a directory's name: X for runs/X/model; with a hash if outside this repository."""
     path = next((path.resolve() for path in (Path(name), REPOSITORY / name) if path.exists()), None)
     if path is None or name in ("generated", "official"):  # or a name on the hub
         return name.replace("/", "-")
@@ -57,7 +57,7 @@ def _label(name: str) -> str:
 
 
 def given_settings(parser: FlagParser, argv: Sequence[str]) -> dict[str, Any]:
-    """The settings that are given: in the arguments and, with --resume, when the run in the directory --out began."""
+    """The settings given in the arguments and, with --resume, those with which the run in --out was started."""
     given = vars(parser.parse_args(argv))
     if not (given.get("resume") and given.get("out")):
         return given
@@ -69,7 +69,7 @@ def given_settings(parser: FlagParser, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def read_config(out: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """All settings of the run in a directory, by name, and the sums of the files that it read."""
+    """All settings of the run in a directory, by name, and the checksums of the files that it read."""
     try:
         there = read_json(out / "config.json")
         return dict(there["run"]) | dict(there["settings"]), dict(there.get("files", {}))
@@ -85,16 +85,16 @@ def holds_run(out: Path) -> bool:
 
 
 def check_run(out: Path, config: dict[str, dict], resume: bool) -> bool:
-    """Does the directory hold a run to resume? Refuses one of other settings, and to start where one is.
+    """Does the directory hold a run to resume? Refuses if its settings differ, or if --resume is not given.
 
-    config: "run" and "settings", each a dictionary of values, and the SHA-256 of the "files" that it reads, by task or flag.
+    config: "run" and "settings", each a dictionary of values, and the SHA-256 of the "files" that are read, by task or flag.
     """
     if not holds_run(out):
         return False
     if not resume:
         raise InputError(f"{out} already holds a run; add --resume to continue it, or choose another --out.")
     before, sums = read_config(out)
-    # The files of a directory may be elsewhere now; their sums say whether they are the same.
+    # Task files may have been moved; their checksums say whether they are the same.
     may_change = MAY_CHANGE | ({"data"} if sums and config.get("files") else set())
     wanted = {name: value for name, value in (config["run"] | config["settings"]).items() if name not in may_change}
     if changes := [name for name, value in wanted.items() if before.get(name) != value]:
@@ -108,9 +108,9 @@ def check_run(out: Path, config: dict[str, dict], resume: bool) -> bool:
 
 
 def open_run(out: Path, config: dict[str, dict], resume: bool) -> TextIO | None:
-    """Take the directory of a run for this job, and make it if there is none; there, `--resume` starts a new run.
+    """Take the directory of a run for this process; if there is none, make it and start a run, even with `--resume`.
 
-    Returns the lock, which holds as long as the file is open, and no longer than the process lives. Process 0 has it.
+    Returns the lock, which is held until the file is closed or the process ends. Process 0 has it.
     """
     file = None
 
@@ -133,7 +133,7 @@ def open_run(out: Path, config: dict[str, dict], resume: bool) -> TextIO | None:
 
 
 def restore(out: Path, parts: dict[str, Any]) -> list[dict]:
-    """Put the parts of a run back into the state of its last complete iteration; returns its metrics, [] if there is none."""
+    """Restore the parts of a run to its last complete iteration; returns its metrics, or [] if there is none."""
     path = out / "state.pt"
     if not processes.from_first(path.exists):
         return []
@@ -172,10 +172,10 @@ def save_iteration(
     samples: list[dict],
     answers: list[dict],
 ) -> None:
-    """Save all that an iteration leaves, each file in one rename. state.pt comes last: with it, the iteration counts.
+    """Save an iteration, each file atomically. state.pt is written last and completes the iteration.
 
-    parts: whatever has a state_dict that the run needs to resume, by name; none of a run that does not train. save_model:
-    gets the one of the model. Process 0 writes, and all must take part. A signal to stop waits until all is written.
+    parts: by name, everything with a state_dict that resuming needs; empty for a run that does not train. save_model: is
+    called with the model's state_dict. All processes must call this; process 0 writes. Stop signals wait until it is done.
     """
     iteration = lines[-1]["iteration"]
     states = {name: processes.gathered_state(part.state_dict()) for name, part in parts.items()}
@@ -187,7 +187,7 @@ def save_iteration(
             write_lines(out / "metrics.jsonl", lines)
             if not parts:
                 return
-            # in place of what a killed run has left of this iteration
+            # replaces what a killed run may have left of this iteration
             earlier = [sample for sample in read_lines(out / "samples.jsonl") if sample["iteration"] < iteration]
             write_lines(out / "samples.jsonl", earlier + samples)
             save_model(states["model"])
@@ -197,13 +197,13 @@ def save_iteration(
         # torch.save hides the reason behind an error of its own
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise InputError(
-            f"{out}: iteration {iteration} could not be saved ({getattr(cause, 'strerror', None) or cause}), and what was "
-            f"saved before is as it was; once that is fixed, --resume continues from there."
+            f"{out}: iteration {iteration} could not be saved ({getattr(cause, 'strerror', None) or cause}); what was "
+            f"saved before is unchanged, and once the cause is fixed, --resume continues from there."
         ) from error
 
 
 def readable(examples: list[TrainingExample], iteration: int, decode: Callable[[tuple[int, ...]], str]) -> list[dict]:
-    """The first training examples in words: under this instruction, and after what is given, the model learns this output."""
+    """The first training examples as text: instruction, question, given part and learned part of the output."""
     return [
         {
             "iteration": iteration,

@@ -1,4 +1,4 @@
-"""A seed of its own for each use, so that a resumed run draws what the uninterrupted one would have drawn."""
+"""A separate seed for each use, so that a resumed run draws what an uninterrupted one would have drawn."""
 
 import random
 
@@ -6,11 +6,11 @@ import torch
 
 
 def derived_seed(*parts: object) -> int:
-    """A number that depends on the parts alone."""
+    """A number that depends only on the parts."""
     return random.Random("/".join(map(str, parts))).getrandbits(62)
 
 
 def seeds(seed: int, iteration: int) -> tuple[random.Random, torch.Generator]:
-    """What an iteration draws from: for cuts and batches, and for the tokens of its samples."""
+    """An iteration's random generators: one for cuts and batches, one for the tokens of its samples."""
     rng = random.Random(derived_seed(seed, iteration, "batches"))
     return rng, torch.Generator().manual_seed(derived_seed(seed, iteration, "samples"))

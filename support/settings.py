@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from support.errors import InputError, did_you_mean
 
-LARGEST_INTEGER = 2**63 - 1  # that a tensor holds
+LARGEST_INTEGER = 2**63 - 1  # that fits into a tensor
 
 
 def setting(
@@ -26,10 +26,10 @@ def flag(name: str) -> str:
 
 
 class FlagParser(argparse.ArgumentParser):
-    """A flag for each field of settings dataclasses. What is wrong with arguments it says in one sentence, without usage."""
+    """A flag for each field of settings dataclasses. Errors are one sentence, without the usage."""
 
     def __init__(self, groups: dict[str, type], **how: Any):
-        """groups: the classes by the title of their section. Only flags that are given become attributes of the result."""
+        """groups: the classes by the title of their section. The result has only the flags that are given."""
         # Wrapped here, as argparse would break flags at their hyphens, which then cannot be copied.
         how |= {name: textwrap.fill(how[name], 79, break_on_hyphens=False) for name in ("description", "epilog")}
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **how)
@@ -62,7 +62,7 @@ def as_flags(values: dict[str, Any]) -> list[str]:
 
 
 def build(classes: Iterable[type], values: dict[str, Any]) -> list[Any]:
-    """An instance of each class from the values of all. Raises InputError for a number out of its range."""
+    """An instance of each class from values for all of them. Raises InputError for a number out of range."""
     settings = [cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values}) for cls in classes]
     for instance in settings:
         for f in fields(instance):

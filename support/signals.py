@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM: one of them ends a run, and a save that has begun is completed first.
+"""Ctrl-C and SIGTERM: either ends a run, after a save in progress is completed.
 
-This file imports nothing slow, so that a program can be prepared before it does.
+This file imports nothing slow, so that a program can handle signals before its slow imports.
 """
 
 import signal
@@ -14,7 +14,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what schedulers se
 
 
 def prepare_program() -> None:
-    """Ctrl-C ends this program without a traceback even while it imports; what a terminal cannot show is printed as `?`."""
+    """Ctrl-C ends this program without a traceback, even during imports; `?` replaces what a terminal cannot show."""
 
     def show(kind: type[BaseException], *error: Any) -> None:
         if issubclass(kind, KeyboardInterrupt):
@@ -30,7 +30,7 @@ def prepare_program() -> None:
 def handled(handler: Any) -> Iterator[None]:
     """The stop signals call the handler within the block."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    # A signal that whoever started this process had ignored stays so.
+    # A signal that the parent process had set to be ignored stays ignored.
     _set_handlers({n: signal.SIG_IGN if earlier is signal.SIG_IGN else handler for n, earlier in before.items()})
     try:
         yield
@@ -39,7 +39,7 @@ def handled(handler: Any) -> Iterator[None]:
 
 
 def ignore_all() -> None:
-    """From here on no stop signal disturbs what ends the run."""
+    """From here on, no stop signal interrupts the end of the run."""
     _set_handlers(dict.fromkeys(STOP_SIGNALS, signal.SIG_IGN))
 
 

@@ -1,4 +1,4 @@
-"""What a run prints: a row per iteration, and at the end a table; both fit into 80 columns. And shares with intervals."""
+"""What a run prints: a row per iteration and a final table, both within 80 columns; and confidence intervals."""
 
 import math
 import sys
@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from support import processes
 
-# What an output costs beside a greedy answer: to sample it, and to learn from it once. Measured on t5-mini.
+# The cost of an output relative to a greedy answer: to sample it, and to learn from it once. Measured on t5-mini.
 SAMPLING, TRAINING = 0.5, 1.5
 FEW = 30  # questions; the interval of a share of one half then reaches 17 points to either side
 AFTER = ("before", "after", "right", "obeyed", "malformed")
@@ -21,7 +21,7 @@ def say(text: str) -> None:
         whole = {"break_long_words": False, "break_on_hyphens": False}  # paths are to be copied
         for line in text.split("\n"):
             tqdm.write(line if len(line) <= 80 else textwrap.fill(line, 80, subsequent_indent="    ", **whole))
-        sys.stdout.flush()  # for who reads it through a pipe
+        sys.stdout.flush()  # for readers of a pipe
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -34,7 +34,7 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def opening(run: Any, settings: dict[str, Any], model: str, num_questions: int, tests: dict[str, list]) -> str:
-    """What a run is about to do: method, tasks, model, numbers of questions, settings of the method."""
+    """What a run is about to do: method, tasks, model, numbers of questions, the method's settings."""
     questions = between = ""
     if run.method != "none":
         questions = f"{counted(num_questions, 'question')} in each of {counted(run.iterations, 'iteration')}, "
@@ -48,7 +48,7 @@ def opening(run: Any, settings: dict[str, Any], model: str, num_questions: int, 
 
 
 def time_left(run: Any, settings: dict[str, Any], num_questions: int, line: dict) -> str:
-    """An estimate of what all iterations will take, from the first line of metrics.jsonl: from its evaluation."""
+    """An estimate of the time that all iterations will take, from that of the first evaluation (`line` of metrics.jsonl)."""
     num_tasks, num_tests = len(line["tasks"]), sum(task["n"] for task in line["tasks"].values())
     sampled = num_questions * settings["online_samples"] if run.method != "sft" else 0
     epochs = settings.get(f"{run.method}_epochs", settings["train_epochs"])
@@ -84,9 +84,9 @@ def progress_line(line: dict) -> str:
 
 
 def before_and_after(first: dict, last: dict) -> str:
-    """Accuracies per task in %: before, after, and the three shares after when asked for a wrong answer.
+    """Accuracies per task in %: before, after, and, after training, the three shares when asked for a wrong answer.
 
-    Of a model that was not trained, the first line is the last, and there is no before.
+    For a model that was not trained, the first line is also the last, and there is no "before".
     """
     rows, header = [], AFTER if first is not last else (f"{'right':>11}", *AFTER[2:])
     for task, after in last["tasks"].items():
@@ -104,7 +104,7 @@ def before_and_after(first: dict, last: dict) -> str:
 
 
 def shortened(name: str) -> str:
-    """A name that leaves room for `AFTER` in 80 columns."""
+    """A name shortened to leave room for `AFTER` in 80 columns."""
     return name if len(name) <= 40 else f"{name[:18]}...{name[-19:]}"
 
 
@@ -114,7 +114,7 @@ def counted(number: int, thing: str) -> str:
 
 
 def aligned(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Rows under a header, which lacks the first cell, a label."""
+    """Rows, each beginning with a label, under a header for the other cells."""
     width = max(len(label) for label, *_ in rows)
     lines = [
         f"{label:{width}}  " + " ".join(f"{cell:>{len(name)}}" for cell, name in zip(cells, header, strict=False))

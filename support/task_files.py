@@ -1,4 +1,4 @@
-"""Task files of BIG-bench, of BIG-Bench Hard and of one's own: where they are, their checks, the questions in them."""
+"""Task files of BIG-bench, BIG-Bench Hard or your own: finding them, checking them, reading their questions."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ SHA256 = {
 }
 DIRECTORY = {directory.replace("/", "_"): directory for directory in SHA256}  # by the name of the task
 
-# Where tasks lie in a checkout of BIG-bench, in one of BIG-Bench Hard, and in any other directory.
+# Where tasks are in a checkout of BIG-bench, in one of BIG-Bench Hard, and in any other directory.
 PLACES = ("bigbench/benchmark_tasks", "benchmark_tasks", "bbh", ".")
 
 BIGBENCH_URL = "https://raw.githubusercontent.com/google/BIG-bench/main/bigbench/benchmark_tasks"
@@ -38,7 +38,7 @@ MAX_BYTES = 100_000_000
 MAX_LENGTH = 20_000  # characters of a question with its options, or of an answer; official ones have up to 900
 
 
-# Fields of a task file that are read, or that say nothing about the questions.
+# Fields of a task file that are read, or that do not concern the questions.
 READ = {"examples", "task_prefix", "example_input_prefix", "canary", "name", "description", "keywords", "contributors"}
 
 
@@ -51,9 +51,9 @@ def path_of(task: str, data: str | Path) -> Path:
 
 
 def official(task: str) -> Path:
-    """The official task file out of the cache, downloaded when it is not there; its SHA-256 is checked every time.
+    """The official task file from the cache, downloaded if it is not there; its SHA-256 is checked every time.
 
-    HIR_CACHE moves the cache away from ~/.cache/hir, HIR_BIGBENCH_URL the source away from BIG-bench's repository.
+    HIR_CACHE replaces ~/.cache/hir as the cache, HIR_BIGBENCH_URL replaces BIG-bench's repository as the source.
     """
     path = path_of(task, Path(os.environ.get("HIR_CACHE") or "~/.cache/hir").expanduser() / "bigbench")
     sha256 = SHA256[DIRECTORY[task]]
@@ -101,7 +101,7 @@ def _name(path: Path, directory: Path) -> str:
 
 
 def families(data: str | Path) -> dict[str, str]:
-    """The tasks that there are in the data, each with the family that it belongs to, or with its own name."""
+    """The tasks in the data, each with its family, or with its own name if it has none."""
     files = {} if data in ("generated", "official") else find(data)
     parts = {task: path.parts for task, path in files.items() if path.name == "task.json" and len(path.parts) > 2}
     nested = {task: names[-3] for task, names in parts.items() if task == "_".join(names[-3:-1])}
@@ -117,7 +117,7 @@ def locate(task: str, data: str | Path) -> Path:
 
 
 def unknown(name: str, data: str | Path) -> InputError:
-    """The error for a task that the data do not hold."""
+    """The error for a task that is not in the data."""
     there = families(data)
     names = [*there, *sorted(set(there.values()) - set(there))]
     where = "" if data == "generated" else f" in {data}"
@@ -128,7 +128,7 @@ def unknown(name: str, data: str | Path) -> InputError:
 
 
 def sums(tasks: list[str], data: str | Path) -> dict[str, str]:
-    """The SHA-256 of the file of each task in a directory; the official files have theirs above, and are checked."""
+    """The SHA-256 of each task's file in a directory; those of the official files are fixed above."""
     if data in ("generated", "official"):
         return {}
     with input_errors(f"{data} cannot be read", "name another directory", OSError):
@@ -141,7 +141,7 @@ def sums(tasks: list[str], data: str | Path) -> dict[str, str]:
 def read(path: Path) -> list[dict]:
     """The entries of a task file, checked: `input`, `target_scores` or a list `target`, maybe `steps`, and the prefixes.
 
-    Options that stand in a field of their own or in the text of the question become `target_scores`.
+    Options in a separate field or in the text of the question become `target_scores`.
     """
     content = _content(path)
     # BIG-bench's default is "\nQ: ", which the prompt writes itself.
@@ -152,9 +152,9 @@ def read(path: Path) -> list[dict]:
 
 
 def doubts(path: Path) -> tuple[set[str], int, int]:
-    """The fields of a task file that are not read; how many targets are none of the options, or letters without options.
+    """The fields of a task file that are ignored; how many targets are none of the options, or letters without options.
 
-    A field that says what is done anyway is not listed: `append_choices_to_input` that is true, an output prefix `A:`.
+    A field that asks for what is done anyway is not listed: a true `append_choices_to_input`, an output prefix `A:`.
     """
     content, strangers, letters = _content(path), 0, 0
     default = ("", "A:", "[]", "{}", "None", "True")
@@ -189,7 +189,7 @@ def _content(path: Path) -> dict:
 
 
 def _normalized(entry: dict) -> dict:
-    """An entry with `target_scores` if it has options in any form, else with a list `target`."""
+    """An entry with `target_scores` if it has options in any form, otherwise with a list `target`."""
     question, inside = options_in(entry["input"])
     steps = {"steps": entry["steps"].strip().rstrip(".")} if "steps" in entry else {}
     if scores := entry.get("target_scores"):
@@ -216,7 +216,7 @@ def _list_of(entry: dict) -> str:
 
 
 def _listed(entry: dict) -> list:
-    """The texts in this field, without letters that stand before them; [] if there is no such field."""
+    """The texts in that field, without any letters before them; [] if there is no such field."""
     listed = entry.get(_list_of(entry), [])
     listed = list(map(_as_text, listed)) if isinstance(listed, list) else [None]
     return listed if not all(map(_is_text, listed)) else without_letters(listed) or listed
@@ -237,7 +237,7 @@ def _is_text(value: object) -> bool:
 
 
 def _problem(entry: object) -> str:
-    """What is wrong with an entry of a task file, with its remedy; empty if nothing is."""
+    """What is wrong with an entry of a task file, and the remedy; empty if nothing is."""
     if not isinstance(entry, dict):
         return "it is not an object: write {...} with input and target"
     if not _is_text(entry.get("input")) and not ("target_scores" in entry and entry.get("input") == ""):

@@ -1,6 +1,6 @@
-"""What a run should know of its task files before it starts, and `python train.py --list`.
+"""Checks and remarks on a run's task files before it starts, and `python train.py --list`.
 
-Like support/explain.py, this file stands above hir.py, whose prompts it shows.
+Like support/explain.py, this file imports hir.py, whose prompts it shows.
 """
 
 import textwrap
@@ -13,7 +13,11 @@ from support import task_files
 from support.errors import InputError
 from support.tables import say
 
-FEW = 10  # test questions: each is 10 points of an accuracy
+FEW = 10  # test questions: with so few, each is worth 10 points of accuracy
+PROBLEMS = (  # of targets, as `task_files.doubts` counts them
+    "are none of the options, so judged as free text",
+    'name an option, though none was found; write "options": [...]',
+)
 
 
 def check_questions(run: Any, tests: Mapping[str, list], num_questions: int) -> None:
@@ -33,26 +37,20 @@ def check_questions(run: Any, tests: Mapping[str, list], num_questions: int) -> 
 
 
 def remarks(tasks: list[str], data: str) -> list[str]:
-    """What in the task files is ignored, and what is doubtful, each in one line for all tasks."""
+    """What is ignored in the task files, and what is doubtful, one line each for all tasks."""
     found = {task: task_files.doubts(task_files.locate(task, data)) for task in tasks}
     fields = {name[:40] for names, *_ in found.values() for name in names}
     names = sorted(name if name.isidentifier() else repr(name) for name in fields)
     names[20:] = [f"and {len(names) - 20} more"] * (len(names) > 20)
     lines = [f"Ignored in the task files: {', '.join(names)}."] if names else []
-    for i, problem in enumerate(
-        (
-            "are none of the options, so judged as free text",
-            'name an option, but none was found; write "options": [...]',
-        ),
-        start=1,
-    ):
+    for i, problem in enumerate(PROBLEMS, start=1):
         if doubtful := [f"{found[task][i]} of {task}" for task in tasks if found[task][i]]:
             lines.append(f"Targets that {problem}: {', '.join(doubtful)}.")
     return lines
 
 
 def main(settings: Any) -> None:
-    """--list: every task in the data with its numbers of questions, and the first one as it is asked."""
+    """--list: every task in the data, with its numbers of questions and its first question as it is asked."""
     run = settings.run
     tasks = expand("all", run.data)
     for task in tasks:

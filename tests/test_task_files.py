@@ -128,6 +128,16 @@ def test_mistakes_in_the_data_are_said(tmp_path):
     assert "none of the options" in line and "2 of movie_recommendation" in line
 
 
+def test_letters_without_options_are_remarked_on(tmp_path):
+    question = "Which is a bird? 1. owl 2. cat"
+    write(
+        tmp_path / "animals.json",
+        {"examples": [{"input": question, "target": "(A)"}, {"input": "1 + 1?", "target": 2}]},
+    )
+    (line,) = task_list.remarks(["animals"], str(tmp_path))
+    assert "name an option, though none was found" in line and line.endswith(": 1 of animals.")
+
+
 @pytest.fixture
 def command(capsys):
     """The command with these arguments, on the smallest model: its exit code, what it prints, its errors."""

@@ -1,4 +1,4 @@
-"""What several grammars share: lists of words (lists.txt), numbers in words, articles, and the option that is right."""
+"""What several grammars share: lists of words (lists.txt), numbers in words, articles, scored options."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from support.number_words import NUMBER_WORDS as NUMBER
 
 NTH = "zeroth first second third fourth fifth sixth seventh eighth ninth".split()
 LISTS = dict(line.split(": ") for line in Path(__file__).with_name("lists.txt").read_text("utf-8").splitlines())
-LISTS = {name: entries.split(", ") for name, entries in LISTS.items()}  # the things that questions are about
+LISTS = {name: entries.split(", ") for name, entries in LISTS.items()}  # the things in the questions
 
 
 def a(noun: str) -> str:
@@ -20,7 +20,7 @@ def join(items: list[str], pair: str = " and ") -> str:
 
 
 def plural(noun: str) -> str:
-    """More than one of them; in "head of broccoli" it is the head that takes the s."""
+    """The plural of a noun; in "head of broccoli", it is the head that takes the s."""
     if noun == "mouse":
         return "mice"
     head, of, rest = noun.partition(" of ")
@@ -34,7 +34,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def growing(parts: list[tuple[str, int, bool]]) -> tuple[int, str]:
-    """Sum up what counts of some (text, number, counts), and the steps: `red yes one, blue no one`."""
+    """The sum of the numbers that count among (text, number, counts), and the steps: `red yes one, blue no one`."""
     total, steps = 0, []
     for text, number, counts in parts:
         total += number * counts

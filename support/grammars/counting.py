@@ -1,4 +1,4 @@
-"""Object counting: how many things of one kind are in a list. Steps: each thing of that kind, with a growing sum."""
+"""Object counting: how many things of one kind are in a list. Steps: each thing of that kind, with a running sum."""
 
 import math
 from itertools import accumulate
@@ -9,7 +9,7 @@ KINDS = ("animals", "fruits", "vegetables", "musical instruments", "objects")
 
 
 def object_counting(rng, level: float | None) -> dict:
-    """How many things of one kind are in the list, which may have things of another kind too?"""
+    """How many things of one kind are in a list that may also have things of another kind?"""
     kind, other = rng.sample(KINDS, 2)
     answer = rng.randint(2, 15) if level is None else rng.randint(1, 4 + round(11 * level))
     counts = [1] * rng.randint(math.ceil(answer / 5), min(answer, 9))

@@ -1,6 +1,6 @@
-"""Date understanding: a sentence from which to tell what day today is, and a question about a day near it.
+"""Date understanding: a sentence that implies today's date, and a question about a day near it.
 
-Steps begin with the day that the sentence names, go to today, and on to the day asked for. A day is moved in small
+Steps begin with the day that the sentence names, move to today, then to the day asked for. A day is moved in small
 steps: `04/30/2021, +01: 31-30=01, today is 05/01/2021, -10: 01+30=31-10=21, 04/21/2021`.
 """
 
@@ -114,7 +114,7 @@ def wrong_days(rng, day: date, count: int) -> list[date]:
 
 
 def date_understanding(rng, level: float | None) -> dict:
-    """From what the sentence says about today to the date asked for."""
+    """Given what the sentence says about today, what is the date asked for?"""
     while True:
         try:  # until every day in it exists: no February 30, and no anniversary of a February 29 in other years
             d = date(rng.randint(1900, 2030), rng.randint(1, 12), rng.randint(1, 31))

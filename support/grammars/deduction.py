@@ -1,6 +1,6 @@
 """Logical deduction: statements about an order that leave exactly one possibility.
 
-Steps first write down who is placed outright, then the others in their order, then all of them, place by place.
+Steps first write down what is placed outright, then the others in their order, then all of them, place by place.
 """
 
 from collections import namedtuple

@@ -1,7 +1,7 @@
-"""Penguins in a table: a table, changes to it, perhaps a second one of giraffes, and a question about what they say now.
+"""Penguins in a table: a table, changes to it, perhaps a second one of giraffes, and a question about the result.
 
-Steps go down the table: the values to compare and then the greatest, a count that grows, a running sum. Values stand
-before names, so that a name is looked up from its value by reading on.
+Steps go down the table: the values to compare and then the greatest, a running count, a running sum. Values come before
+names, so that a name can be looked up from its value by reading on.
 """
 
 from itertools import accumulate, product
@@ -68,7 +68,7 @@ def about_names(rows: list[dict], animal: str) -> dict:
 
 
 def about_numbers(rng, rows: list[dict], animal: str, where: str) -> dict:
-    """How many there are, or how many are older, younger, heavier or lighter: a count grows."""
+    """How many there are, or how many are older, younger, heavier or lighter: a running count."""
     asked: dict[str, list[tuple]] = {f"How many {animal}s are {where}?": []}  # field, sign, limit of each condition
     weights, signs = sorted(row["weight"] for row in rows), (("more", ">"), ("less", "<"))
     for limit, (word, sign) in product(range(1, 16), signs):

@@ -1,7 +1,7 @@
 """Geometric shapes: which shape does an SVG path draw?
 
-Steps name the lines one by one, with the x at which each ends; of four corners, also the middles between opposite ones,
-which are the same in a rectangle and apart in a kite.
+Steps name the lines one by one, with the x at which each ends; for four corners, also the midpoints between opposite
+ones, which coincide in a rectangle and differ in a kite.
 """
 
 import math
@@ -87,7 +87,7 @@ def geometric_shapes(rng, level: float | None) -> dict:
     path = (arcs if shape in ("circle", "sector") else lines)(rng, shape, turn, plain, number)
     others = [other for other in SHAPES if other != shape]
     options = [shape, *rng.sample(others, 9 if level is None else rng.randint(1, 9))]
-    # Officially only circles come with "ellipse" and rectangles with "trapezoid", which gives them away. Not so here.
+    # The official file has "ellipse" only with circles and "trapezoid" only with rectangles: a giveaway, avoided here.
     options += rng.choice(([], [], ["ellipse"], ["trapezoid"]))
     return {
         "input": f'This SVG path element <path d="{path}"/> draws a ',

@@ -1,4 +1,4 @@
-"""Word sorting. Steps: what the words begin with, in order; then each word follows its beginning.
+"""Word sorting. Steps: the first two letters of the words, in order.
 
 words.txt has the 10,000 commonest English words (by wordfreq 3.1) that are entries of Webster's Second Dictionary of 1934.
 """

@@ -29,7 +29,7 @@ STORIES = [
 
 
 def tracking(rng, size: int, level: float | None) -> dict:
-    """`size` people each hold a thing, and `size` times two of them swap: who ends up with what?"""
+    """`size` people each hold a thing, and pairs of them swap `size` times: who ends up with what?"""
     count, swaps = (size, size) if level is None else (rng.randint(2, size), rng.randint(0, round(level * size)))
     story, people = rng.choice(STORIES), LISTS["people"][:count]
     holds = dict(zip(people, rng.sample(LISTS[story.things], count), strict=True))
