@@ -184,7 +184,6 @@ def train(s: AllSettings) -> dict:
     tests, questions = held_out_questions(run, tasks), lru_cache(1)(partial(training_questions, run, tasks))
     num_questions = len(questions(1)) if run.method != "none" else 0
     task_list.check_questions(run, tests, num_questions)
-    own_feedback.try_out(tests)
     model, tokenizer = load_model(run, s.machine)
     _lock = open_run(out, config, run.resume)  # held until train() returns
     learner, method, method_state = build_method(s, model, tokenizer)
@@ -192,21 +191,19 @@ def train(s: AllSettings) -> dict:
     lines = restore(out, states)  # of metrics.jsonl
     say(opening(run, config["settings"], describe(model), num_questions, tests))
     last = run.iterations if method else 0
-    left = progress_header() if len(lines) <= last else "Nothing is left to do; with a larger --iterations it goes on."
-    say(f"ready after {time.perf_counter() - begin:.1f} s; writing to {out}\n\n{left}")
+    say(f"ready after {time.perf_counter() - begin:.1f} s; writing to {out}\n\n{progress_header(len(lines) <= last)}")
 
     if method:
         iterations = method(learner, method_state, questions, s.method, range(max(1, len(lines)), last + 1), run.seed)
     for iteration in range(len(lines), last + 1):
-        torch.manual_seed(derived_seed(run.seed, iteration, processes.rank(), "dropout"))
         line, examples = {"iteration": iteration, "sampled": 0, "right_share": None, "losses": {}, "seconds": {}}, []
         if iteration > 0:  # iteration 0 is the model before training
             learner.start_iteration(progress=(iteration - 1) / max(1, last - 1))
+            torch.manual_seed(derived_seed(run.seed, iteration, processes.rank(), "dropout"))
             measured, examples = train_iteration(learner, iterations)
             line |= measured | {"sampled": lines[-1]["sampled"] + measured["sampled"]}
-        size = None if iteration in (0, last) else run.interim_test_size or None
-        shares, answers, seconds = evaluate(s, model, tokenizer, tests, size)
-        line["seconds"]["evaluation"] = seconds
+        interim = run.interim_test_size if 0 < iteration < last else 0
+        shares, answers, line["seconds"]["evaluation"] = evaluate(s, model, tokenizer, tests, interim)
         lines.append(line | {"tasks": shares})
         say(progress_line(lines[-1]))
         if iteration == 0 < last:
@@ -235,16 +232,16 @@ def train_iteration(learner: Learner, iterations: Iterator[Iteration]) -> tuple[
 
 
 def evaluate(
-    s: AllSettings, model: T5, tokenizer: Tokenizer, tests: dict[str, list[Example]], size: int | None
+    s: AllSettings, model: T5, tokenizer: Tokenizer, tests: dict[str, list[Example]], size: int = 0
 ) -> tuple[dict[str, dict[str, float]], list[dict], float]:
-    """Greedy answers to the first `size` test questions of each task (None: to all) under both instructions.
+    """Greedy answers to the first `size` test questions of each task (0: to all) under both instructions.
 
     Returns the shares by task, every answer with its verdict, and the seconds that this took.
 
     Under CORRECT: `correct`, `malformed_correct`. Under WRONG: `wrong` (still right), `obeyed` (an answer, and
     wrong) and `malformed` (no answer), which add up to 1.
     """
-    begin, tests = time.perf_counter(), {task: examples[:size] for task, examples in tests.items()}
+    begin, tests = time.perf_counter(), {task: examples[: size or None] for task, examples in tests.items()}
     examples = [example for task in tests.values() for example in task]
     shares: dict[str, dict[str, float]] = {task: {"n": len(tests[task])} for task in tests}
     keys = {

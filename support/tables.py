@@ -59,8 +59,10 @@ def time_left(run: Any, settings: dict[str, Any], num_questions: int, line: dict
     return f"     about {minutes:.0f} min to go" if minutes >= 1 else "     less than a minute to go"
 
 
-def progress_header() -> str:
-    """The titles of the columns of `progress_line`."""
+def progress_header(anything_left: bool = True) -> str:
+    """The titles of the columns of `progress_line`, unless the run is over."""
+    if not anything_left:
+        return "Nothing is left to do; a larger --iterations continues the run."
     return (
         "  asked for the  asked for a wrong answer         samples\n"
         " it     correct  still right  obeyed  malformed    right  losses              s"

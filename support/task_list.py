@@ -9,7 +9,7 @@ from typing import Any
 
 import hir
 from bigbench_tasks import expand, generate, load, split
-from support import task_files
+from support import own_feedback, task_files
 from support.errors import InputError
 from support.tables import say
 
@@ -21,12 +21,13 @@ PROBLEMS = (  # of targets, as `task_files.doubts` counts them
 
 
 def check_questions(run: Any, tests: Mapping[str, list], num_questions: int) -> None:
-    """Say what is ignored in the task files and which test splits are small; refuse to train or to test on nothing."""
+    """Refuse to train or test on nothing, try own feedback, and say what task files hold beside it, and which are small."""
     purposes = ["train on"] * (not num_questions and run.method != "none") + ["test on"] * (not any(tests.values()))
     if purposes:
         raise InputError(
             f"{', '.join(tests)}: no question is left to {purposes[0]}; add examples, of which a fifth is kept for the test"
         )
+    own_feedback.try_out(tests)
     if run.data == "generated":
         return
     for line in () if run.data == "official" else remarks(list(tests), run.data):
