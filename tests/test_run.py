@@ -111,7 +111,7 @@ def test_own_feedback_is_not_asked_about_parts(monkeypatch):
 
 
 BAD = {
-    "def f(output, example): return None": "returned None for the output ''; it must return True, False,",
+    "def f(output, example): return None": "returned None for the output ''; it takes an output and its example, and must return True, F",
     "def f(output, example): return 0.5": "returned 0.5 for",
     "def f(output, example): return 'good'": "returned 'good' for",
     "def f(output, example):\n    return output.split()[0]": "raised IndexError: list index out of range in line 2 for",
@@ -203,8 +203,9 @@ def test_questions_are_generated_once(model, tmp_path, monkeypatch):
 MISTAKES = {
     "--quetsions 2": "there is no --quetsions: did you mean --questions?",
     "--train_epochs=3": "there is no --train_epochs: did you mean --train-epochs?",
-    "--frobnicate": "there is no --frobnicate; a setting is written as in --task all",
-    "logical_deduction": "there is no logical_deduction; a setting is written as in --task all",
+    "--frobnicate": "there is no --frobnicate; settings are written as in --task a,b",
+    "logical_deduction": "there is no logical_deduction; settings are written as in --task a,b",
+    "--iteration 3": "there is no --iteration: did you mean --iterations?",
     "--method hri": "argument --method: invalid choice: 'hri' (choose from",
     "--seed 1e3": "argument --seed: invalid int value: '1e3'",
     f"--seed {10**400}": "it must be a number from 0 to 9223372036854775807",
@@ -251,7 +252,7 @@ def test_rows_and_tables_of_many_shares_have_80_columns():
 
 
 def test_sample_wants_a_list_of_prompts():
-    with pytest.raises(TypeError, match="not a list of texts"):
+    with pytest.raises(TypeError, match="must be a list of texts"):
         hir.sample(*load_checkpoint(REPOSITORY / "checkpoints" / "t5-nano"), "text")
 
 
