@@ -111,7 +111,7 @@ def test_own_feedback_is_not_asked_about_parts(monkeypatch):
 
 
 BAD = {
-    "def f(output, example): return None": "returned None for the output ''; it takes an output and its example, and must return True, F",
+    "def f(output, example): return None": "returned None for the output ''; it takes an output and its example, and must",
     "def f(output, example): return 0.5": "returned 0.5 for",
     "def f(output, example): return 'good'": "returned 'good' for",
     "def f(output, example):\n    return output.split()[0]": "raised IndexError: list index out of range in line 2 for",

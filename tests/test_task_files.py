@@ -284,7 +284,8 @@ def test_bad_json_is_explained(tmp_path, kind):
 def test_other_files_that_are_no_json(tmp_path):
     good = f'{{"examples": [{EXAMPLE}]}}'
     for data, match in (
-        (b"", "the file is empty; write"), (b" \n", "the file is empty"), (b'{"examples": []}', 'the list of "examples" is empty'),
+        (b"", "the file is empty; write"), (b" \n", "the file is empty"),
+        (b'{"examples": []}', 'the list of "examples" is empty'),
         (f"[{EXAMPLE}]".encode(), 'no list of "examples"'),
         (b"[" * 100_000, "not JSON"), (b"1" * 5000, "not JSON"), (good.encode() + b"\n\xe9", "line 2: not UTF-8"),
     ):  # fmt: skip
