@@ -34,7 +34,7 @@ from support import REPOSITORY, processes
 from support.batches import pad
 from support.files import read_lines, replacing, write_json, write_lines
 
-# Two tasks go first: among twelve at once, each is too rare for the model to learn its look-ups.
+# Two tasks go first: among twelve at once, each is too rare for the model to learn its lookups.
 GROUPS = (("logical_deduction_three_objects", "tracking_shuffled_objects_three_objects"), tuple(TASKS))
 MATRICES = tuple(f"{name}.weight" for name in (".q", ".k", ".v", ".o", ".wi_0", ".wi_1", ".wo"))  # of all layers
 WARMUP, DECAY, AVERAGE = 200, 0.3, 0.999  # steps; share of steps with a falling rate; decay of the weight average

@@ -1,7 +1,7 @@
 """The vocabulary of the bundled models: a sentencepiece unigram model with which T5Tokenizer in transformers agrees with us.
 
 The pieces are chosen here. Each word of the tasks is one piece, as a model this small should not have to assemble words;
-so are option letters and two-digit numbers, which makes dates and sums look-ups. Any other English word is written with
+so are option letters and two-digit numbers, which makes dates and sums lookups. Any other English word is written with
 its first two letters as one piece, by which words are sorted, then parts that sentencepiece finds. Any ASCII text can be
 spelled. There are no user-defined symbols and no byte pieces, which the two libraries treat differently.
 """
