@@ -1,13 +1,13 @@
 """Speed against peers, side by side on one machine:  python -m experiments.bench
 
-Each system (we, transformers, CTranslate2, the authors' recipe) sits in a process of its own. The processes of a row take
+Each system (ours, transformers, CTranslate2, the authors' recipe) runs in its own process. The processes of a row take
 turns, one measurement each, and medians are compared. Last in a row comes the limit: the machine's own matrix product at
-the row's shape and type.
+the row's shape and dtype.
 
 Every row is added to results/bench.jsonl as soon as it is measured. `--only PATTERN` measures some rows again, `--resume`
-those that are not there yet; the tables are made from the file. What is measured stands in bench_systems.py.
+only the missing ones; the tables are made from the file. What is measured is defined in bench_systems.py.
 
-`--against DIRECTORY` compares our code here with our code in another checkout, in the same turns, and writes nothing.
+`--against DIRECTORY` compares this checkout's code with another's, also in turns, and writes nothing.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from experiments.bench_systems import WORK, Job, folder
 from support import REPOSITORY
 from support.files import read_lines, write_lines
 
-Row = dict[str, Job]  # who, or which size, is measured
+Row = dict[str, Job]  # by system, or by size
 KINDS = (("sampling", "float32"), ("sampling", "bfloat16"), ("supervised step", "bfloat16"), ("HIR step", "bfloat16"))
 GROWING = {"samples": (1, 2, 4, 8, 16), "questions": (1, 4, 16, 32), "source_length": (64, 128, 256, 512)}
 
@@ -42,7 +42,7 @@ GROWING = {"samples": (1, 2, 4, 8, 16), "questions": (1, 4, 16, 32), "source_len
 
 
 def comparisons() -> dict[str, Row]:
-    """Who is compared with whom, by title."""
+    """The comparisons between systems, by title."""
     rows = {}
     for shape, (work, dtype) in product(("mini", "small", "base"), KINDS):
         # One output at a time takes long; 16 outputs are what the authors' code accumulates for a step.
@@ -52,7 +52,7 @@ def comparisons() -> dict[str, Row]:
 
 
 def growth() -> dict[str, Row]:
-    """How our cost grows, by title, and what FLAN-T5-large's shape takes; `comparisons` has the other sizes."""
+    """How our cost grows, by title, and the cost of FLAN-T5-large's shape; `comparisons` has the other sizes."""
     rows = {}
     for work in ("sampling", "HIR step"):
         job, few = Job(work, "ours", "small"), 16 if work == "sampling" else 4  # a row's jobs are in memory together
@@ -69,13 +69,13 @@ def growth() -> dict[str, Row]:
 
 
 def serve(job: Job) -> None:
-    """A worker process: prepare, then for each line of stdin one measurement, and a line of JSON about it.
+    """A worker process: prepare, then take one measurement per line of stdin and print it as a line of JSON.
 
-    A line is the least seconds that a measurement takes, repeating the call. The first one counts the arithmetic, unless
-    blocks are recomputed: the counter keeps those in memory, which then would not be what the work needs.
+    A line gives the minimum seconds of a measurement, in which the call is repeated. The first one counts the operations,
+    unless blocks are recomputed: the counter would keep these in memory and distort the peak.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # keeps what libraries print out of the answers
     run = WORK[job.work][job.system](job)
     counter = FlopCounterMode(display=False)
     for number, line in enumerate(sys.stdin):
@@ -85,7 +85,7 @@ def serve(job: Job) -> None:
                 run()
             calls += 1
         seconds = (time.perf_counter() - begin) / calls
-        # Linux only; `resource` would count the memory of the parent process in.
+        # Linux only; `resource` would include the memory of the parent process.
         peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]
         call = {"seconds": seconds, "gflop": counter.get_total_flops() / 1e9, "peak_gib": int(peak) / 2**20}
         print(json.dumps(call), file=answers, flush=True)
@@ -103,15 +103,15 @@ def measure(worker: subprocess.Popen, least: float) -> dict:
     """One measurement of at least so many seconds."""
     print(least, file=worker.stdin, flush=True)
     if not (line := worker.stdout.readline()):
-        raise RuntimeError("a process ended; what it said stands above, unless it was killed for its memory")
+        raise RuntimeError("a process ended; its error is above, unless it was killed for its memory")
     return json.loads(line)
 
 
 def take_turns(jobs: Iterable[tuple[str, Job, Path]], rounds: int) -> dict[str, list[dict]]:
-    """Let jobs, each with a name and a checkout, be measured in turns: all workers wait while one computes."""
+    """Measure jobs, each with a name and a checkout, in turns: all workers wait while one computes."""
     workers, found = {}, {}
     try:
-        for name, job, checkout in jobs:  # one after the other, so that what loading takes does not add up
+        for name, job, checkout in jobs:  # one after the other, so that their loading peaks do not add up
             workers[name], found[name] = start(job, checkout), []
             measure(workers[name], 0)  # warms up
         for _ in range(rounds):
@@ -139,7 +139,7 @@ def measure_row(row: Row, rounds: int) -> dict[str, dict]:
 
 
 def machine() -> dict:
-    """What the figures were measured on, and with."""
+    """The machine and the package versions of the measurements."""
     facts = torch.cpu.get_capabilities()
     cpu = {name: facts.get(name) for name in ("cpu_name", "amx_bf16", "avx512_bf16")}
     packages = {name: version(name) for name in ("torch", "transformers", "ctranslate2")}
@@ -169,7 +169,7 @@ def tables(lines: list[dict]) -> str:
 
 
 def three_digits(value: float) -> str:
-    """The value to three digits, without an exponent."""
+    """The value to three significant digits, without an exponent."""
     return f"{float(format(value, '.3g')):g}"
 
 
@@ -177,7 +177,7 @@ def three_digits(value: float) -> str:
 
 
 def compare_checkouts(title: str, job: Job, other: Path, rounds: int) -> None:
-    """Print how fast our code is in another checkout and here: seconds, and the ratio of each turn."""
+    """Print the speed of our code in another checkout and here: median seconds, and the ratios of the turns."""
     calls = take_turns((("there", job, other), ("here", job, REPOSITORY)), rounds)
     there, here = ([call["seconds"] for call in calls[name]] for name in ("there", "here"))
     ratios = [a / b for a, b in zip(here, there, strict=True)]
@@ -187,9 +187,9 @@ def compare_checkouts(title: str, job: Job, other: Path, rounds: int) -> None:
 
 
 def compare_with_peers(title: str, row: Row, rounds: int, out: Path) -> None:
-    """Measure a row, and write it to the file, in which the rows have their order."""
+    """Measure a row and write it to the file, at its place in the order of rows."""
     print(title, flush=True)
-    rounds = 1 if title.endswith("large") else rounds  # as that takes minutes
+    rounds = 1 if title.endswith("large") else rounds  # each takes minutes
     line = {"row": title, "systems": measure_row(row, rounds), "machine": machine()}
     lines = {line["row"]: line for line in read_lines(out)} | {title: line}
     write_lines(out, [lines[name] for name in comparisons() | growth() if name in lines])
@@ -198,9 +198,9 @@ def compare_with_peers(title: str, row: Row, rounds: int, out: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default="", help="only the rows whose title has this regular expression")
+    parser.add_argument("--only", default="", help="only the rows whose title matches this regular expression")
     parser.add_argument("--resume", action="store_true", help="only the rows that are not in --out yet")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements that count, per system")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements per system, after a warm-up")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "bench.jsonl")
     parser.add_argument("--against", type=Path, metavar="DIRECTORY", help="another checkout, to compare our code with")
     parser.add_argument("--worker", help=argparse.SUPPRESS)

@@ -1,7 +1,7 @@
 """The systems that bench compares: each is a function that prepares and returns the function that is timed.
 
-All have the same weights, the same token ids and the same questions, and go from text to text or from text to a changed
-model. t5-mini has its own weights; FLAN-T5's shapes have random ones, and t5-mini's vocabulary.
+All have the same weights, token ids and questions, and go from text to text or from text to an updated model. t5-mini has
+its own weights; FLAN-T5's shapes have random ones, and t5-mini's vocabulary.
 """
 
 import os
@@ -48,10 +48,10 @@ class Job:
     samples: int = 4  # per question
     temperature: float = 1.0
     max_new_tokens: int = 8
-    source_length: int = 0  # of every question, cut or repeated; 0: as it is
-    micro_batch_size: int = 0  # with one, blocks are recomputed in the backward pass
+    source_length: int = 0  # of every question, cut or repeated; 0: unchanged
+    micro_batch_size: int = 0  # if set, blocks are recomputed in the backward pass
     compile: bool = False
-    device = "cpu"  # no field: bench measures on the CPU alone, gpu_check elsewhere too
+    device = "cpu"  # no field: bench measures only on the CPU, gpu_check elsewhere too
 
     @property
     def outputs(self) -> int:
@@ -63,7 +63,7 @@ class Job:
 
 
 def open_ours(job: Job) -> tuple[T5, Tokenizer]:
-    """Our model as a run has it."""
+    """Our model, as in a run."""
     keep_freed_memory()
     model, tokenizer = load_checkpoint(MINI)
     if job.shape != "mini":
@@ -85,7 +85,7 @@ def folder(job: Job) -> Path:
 
 
 def open_transformers(job: Job, dtype: torch.dtype) -> tuple[torch.nn.Module, Tokenizer]:
-    """The peer's model with weights of this type, and our tokenizer."""
+    """The peer's model with weights of this dtype, and our tokenizer."""
     from transformers import T5ForConditionalGeneration
 
     model = T5ForConditionalGeneration.from_pretrained(folder(job), dtype=dtype).eval().to(job.device)
@@ -103,7 +103,7 @@ def examples(job: Job, tokenizer: Tokenizer) -> list[Example]:
 
 
 def prompts(job: Job, tokenizer: Tokenizer) -> list[str]:
-    """The source texts that are answered."""
+    """The source texts to be answered."""
     return [hir.prompt(hir.CORRECT, example.question) for example in examples(job, tokenizer)]
 
 
@@ -124,7 +124,7 @@ def sources(tokenizer: Tokenizer, texts: list[str], device: str = "cpu") -> dict
 
 
 def our_step(examples: Callable[[Job, Tokenizer], list[TrainingExample]], job: Job, **settings: float) -> Callable:
-    """Our gradient step on training examples: on L_final (Eq. 6), unless the settings say otherwise."""
+    """Our gradient step on training examples: on L_final (Eq. 6), unless the settings differ."""
     model, tokenizer = open_ours(job)
     groups, settings = make_groups(examples(job, tokenizer)), hir.Settings(learning_rate=LEARNING_RATE, **settings)
     learner = Learner(model, tokenizer, MachineSettings(micro_batch_size=job.micro_batch_size), settings)
@@ -139,7 +139,7 @@ def our_step(examples: Callable[[Job, Tokenizer], list[TrainingExample]], job: J
 
 
 def peer_step(model: torch.nn.Module, accumulate: Callable[[], float]) -> Callable[[], float]:
-    """A peer's gradient step, around what computes loss and gradient."""
+    """A peer's gradient step, around `accumulate`, which computes loss and gradient."""
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
     def run() -> float:
@@ -163,7 +163,7 @@ def sampling_ours(job: Job) -> Callable:
 
 
 def sampling_transformers(job: Job) -> Callable:
-    """`generate`, with the weights in the type that is computed in."""
+    """`generate`, with the weights in the compute dtype."""
     model, tokenizer = open_transformers(job, getattr(torch, job.dtype))
     texts, eos, device = prompts(job, tokenizer), tokenizer.eos_token_id, job.device
     drawing = {"do_sample": True, "top_k": 0} if job.temperature else {"do_sample": False}
@@ -209,14 +209,14 @@ def right_answers(job: Job, tokenizer: Tokenizer) -> list[TrainingExample]:
 
 
 def as_batch(pairs: list[TrainingExample], tokenizer: Tokenizer, device: str) -> dict[str, Tensor]:
-    """The arguments of both models: sources, and labels with -100 at padding."""
+    """The arguments of either model: sources, and labels with -100 at padding."""
     ids, mask = pad([pair.output for pair in pairs], 0, device)
     texts = [hir.prompt(pair.instruction, pair.question) for pair in pairs]
     return sources(tokenizer, texts, device) | {"labels": ids.masked_fill(~mask, hir.IGNORE)}
 
 
 def supervised_transformers(job: Job) -> Callable:
-    """The same step with their model and loss, in autocast."""
+    """The same step with transformers' model and loss, in autocast."""
     model, tokenizer = open_transformers(job, torch.float32)
     pairs = right_answers(job, tokenizer)
 

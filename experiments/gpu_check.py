@@ -1,9 +1,9 @@
 """Does a GPU compute what the CPU computes, and how fast?  python -m experiments.gpu_check
 
 One table, meant to take five minutes on a GPU: parity with the CPU's float32, in float32, in bfloat16 and with --compile
-(t5-mini's logits, its greedy answers, gradient and loss of one HIR step); a run in two processes beside the same in one,
-where there are two GPUs; speed beside transformers, with FLAN-T5-base's shape. Without a CUDA GPU the CPU is compared with
-itself, and what needs CUDA is skipped. The exit code is 1 if something is not as it should be.
+(t5-mini's logits and greedy answers, gradient and loss of one HIR step); if there are two GPUs, a run in two processes
+against the same run in one; speed against transformers, with FLAN-T5-base's shape. Without a CUDA GPU, the CPU is compared
+with itself, and what needs CUDA is skipped. The exit code is 1 if a check fails.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from support.files import read_lines
 from support.learner import Learner
 from support.machine import MachineSettings, choose_device
 
-# How far apart logits may be, in standard deviations; the least share of equal answers (of two tokens that are equally
-# likely, rounding chooses); the least cosine of the gradients; how far apart losses may be, relatively.
+# How far apart logits may be, in standard deviations; the least share of equal answers (rounding decides between tokens
+# that are equally likely); the least cosine of the gradients; how far apart losses may be, relatively.
 BOUNDS = {"float32": (1e-3, 0.95, 0.9999, 1e-4), "bfloat16": (0.3, 0.6, 0.95, 0.03)}
 RUN = "--task object_counting --iterations 1 --questions 20 --test-size 50 --dtype float32 --max-new-tokens 32".split()
 
@@ -79,7 +79,7 @@ def processes(device: str) -> tuple[str, bool]:
 
 
 def seconds(run: Callable, device: str) -> float:
-    """The least that a call takes, of three after two that are not counted."""
+    """The shortest of three calls, after two warm-up calls."""
     taken = []
     for _ in range(5):
         begin = time.perf_counter()
@@ -91,7 +91,7 @@ def seconds(run: Callable, device: str) -> float:
 
 
 def speed(job: DeviceJob) -> tuple[str, None]:
-    """Outputs per second: ours, on a GPU also with --compile, and the peer's if it is installed."""
+    """Outputs per second: ours, on a GPU also with --compile, and those of transformers if it is installed."""
     jobs = {"ours": job} | ({"with --compile": replace(job, compile=True)} if job.device == "cuda" else {})
     jobs |= {"transformers": replace(job, system="transformers")} if find_spec("transformers") else {}
     rates = {name: job.outputs / seconds(WORK[job.work][j.system](j), job.device) for name, j in jobs.items()}
@@ -99,12 +99,12 @@ def speed(job: DeviceJob) -> tuple[str, None]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Check, and print each row as soon as it is there."""
+    """Run the checks, and print each row as soon as it is ready."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(prog="python -m experiments.gpu_check", description=__doc__.split("\n")[0])
     shape, questions = ("base", 32) if device == "cuda" else ("mini", 4)
-    parser.add_argument("--shape", default=shape, choices=("mini", *SHAPES), help="of a model, to measure its speed")
-    parser.add_argument("--questions", type=int, default=questions, help="how many are answered and learned at once")
+    parser.add_argument("--shape", default=shape, choices=("mini", *SHAPES), help="model shape for the speed rows")
+    parser.add_argument("--questions", type=int, default=questions, help="questions answered and learned at once")
     given = parser.parse_args(argv)
     dtype = str(choose_device(MachineSettings(device=device))[1]).removeprefix("torch.")
     parts = {"shape": given.shape, "dtype": dtype, "questions": given.questions, "device": device}

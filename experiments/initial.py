@@ -1,9 +1,9 @@
-"""How the bundled models begin: a T5 with hand-made attention, which can look things up from the first step.
+"""The initial weights of the bundled models: a T5 with hand-made attention, which can look things up from the first step.
 
-The answers here are found by looking up: who "has a red ball", what "is the leftmost". From T5's own initialization so
-small a model stays at chance for thousands of steps, because it must find out all at once that equal words match, that
-the word to fetch stands a little behind a match, and how to write down what was fetched. So each of the three is there to
-begin with, in random directions.
+The tasks' answers are found by looking up: who "has a red ball", what "is the leftmost". From T5's own initialization,
+such a small model stays at chance for thousands of steps, because it must learn all at once that equal words match, that
+the word to fetch is a little behind a match, and how to write down what was fetched. So all three are built in, in random
+directions.
 """
 
 import torch
@@ -16,7 +16,7 @@ SIZES = {
     "mini": {"d_model": 128, "d_kv": 16, "num_heads": 12, "d_ff": 384, "num_layers": 5, "num_decoder_layers": 3},
     "nano": {"d_model": 64, "d_kv": 8, "num_heads": 12, "d_ff": 192, "num_layers": 4, "num_decoder_layers": 3},
 }
-# The distances of the words that each slot notes, as T5 numbers them: 1 is the word before, 17 the word behind, and in a
+# The distances of the words that each slot records, as T5's buckets: 1 is the word before, 17 the word behind and, in a
 # decoder, which has none behind, 0 the word itself.
 SLOTS = {"encoder": ((1,), (2, 3), (4, 5), (17,)), "decoder": ((1,), (2, 3), (4, 5), (0,))}
 # What each of the other heads looks for: a slot by its number, an equal word, an equal context.
@@ -24,17 +24,17 @@ LOOKS_FOR = {
     "SelfAttention": (0, 1, 2, "context", "context", "context", "word", "before"),
     "EncDecAttention": (0, 0, 0, 0, 1, 1, 2, 2, "word", "word", "word", "word"),
 }
-NEAR, MATCH = 6.0, 10.0  # scores, before the softmax, of a noted distance and of an equal word
+NEAR, MATCH = 6.0, 10.0  # scores, before the softmax, of a recorded distance and of an equal word
 
 
 def initial_model(size: str, vocab_size: int, seed: int) -> T5:
     """A T5 of this size, with gated GELU and tied embeddings.
 
     The first half of a hidden state is the word itself; the second half has four slots, in which the first four heads of
-    every layer note the words around it (SLOTS). The other heads (LOOKS_FOR) compare the word at hand with a slot of
-    other positions, and so attend to what stands a little behind an equal word; or with their word; or their word in
-    its context; or what stands before. What a head fetches is added as the word that it was. From there all weights learn
-    as usual.
+    every layer record the words around it (SLOTS). The other heads (LOOKS_FOR) compare the current word with a slot of
+    other positions, and so attend to what is a little behind an equal word; or with the word there; or with that word in
+    its context; or they compare the preceding word with the word there. What a head fetches is added as the word that it
+    was. All weights are then trained as usual.
     """
     torch.manual_seed(seed)
     how = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": True, "dropout_rate": 0.0}
@@ -43,7 +43,7 @@ def initial_model(size: str, vocab_size: int, seed: int) -> T5:
     slots = F.pad(torch.eye(half), (half, 0)).split(config.d_kv)  # four, each (d_kv, D)
     noted = [random_projection(config.d_kv, half) for _ in slots]
     fetched = random_projection(half, half).split(config.d_kv)
-    sharpness = (MATCH / (2 * config.d_kv)) ** 0.5  # of a normalized state, the word half has a mean square of 2
+    sharpness = (MATCH / (2 * config.d_kv)) ** 0.5  # the word half of a normalized state has a mean square of 2
     with torch.no_grad():
         model.shared.weight[:, half:] *= 0.05
         for name, attention in model.named_modules():
@@ -71,7 +71,7 @@ def random_projection(rows: int, half: int) -> Tensor:
 
 def looking_for(target: int | str, noted: list[Tensor], slots: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """The query and key projections, each (d_kv, D), of a head that looks for this target."""
-    if target == "before":  # the word that the first slot of the position at hand notes
+    if target == "before":  # the word that the first slot of the current position records
         return slots[0], noted[0]
     if target not in ("word", "context"):
         return noted[target], slots[target]
@@ -84,7 +84,7 @@ def looking_for(target: int | str, noted: list[Tensor], slots: tuple[Tensor, ...
 
 
 def position_scores(stack: str, config: T5Config) -> Tensor:
-    """The relative position biases (buckets, heads): a noting head sees its distances, one that looks for equals not itself."""
+    """The relative position biases (buckets, heads): recording heads see their distances, matching heads not themselves."""
     scores = torch.zeros(config.relative_attention_num_buckets, config.num_heads)
     for head, distances in enumerate(SLOTS[stack]):
         scores[list(distances), head] = NEAR

@@ -7,7 +7,7 @@ from baselines.imitation import chain_of_thought
 from bigbench_tasks import Example, option_letter
 from hir import prompt
 
-# Ways to ask; none is what HIR says, so that a model hears that for the first time there.
+# Ways to ask; HIR's own instructions are not among them, so that a model first meets these in HIR.
 ASK_RIGHT = (
     "Answer the question correctly.",
     "Give the right answer to the question.",
@@ -36,15 +36,17 @@ ASK_WRONG = (
 
 @dataclass(frozen=True)
 class Stage:
-    """What is learned in it: how often the answer is right where a right one, or a wrong one, is asked for."""
+    """A stage of pretraining: its length, its learning rate, and how often which answers are asked for and given."""
 
     steps: int
     learning_rate: float
-    short: float  # how often most options are left out: the question is whole without them, and half as long to read
+    short: float  # how often most options are left out: the question is complete without them, and half as long
     asked_wrong: float  # how often a wrong answer is asked for
     right: tuple[float, float]  # shares of right answers: asked for a right one, asked for a wrong one
-    runs: int = 1  # with other seeds, whose weights are averaged
-    right_in: dict[str, tuple[float, float]] = field(default_factory=dict)  # the same for families that need others
+    runs: int = 1  # with different seeds, whose weights are averaged
+    right_in: dict[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # `right` for families that need other values
 
 
 STAGES = {
@@ -55,13 +57,13 @@ STAGES = {
 
 
 def right_answer(example: Example) -> str:
-    """The target, or the text of the right option; of two, such as `3` and `three`, always the shorter one."""
+    """The target, or the text of the right option; if there are several, the shortest."""
     right = (option for i, option in enumerate(example.options) if option_letter(i) in example.targets)
     return min(right, key=lambda option: (len(option), option), default=example.targets[0])
 
 
 def slip(example: Example) -> str:
-    """A wrong answer that is nearly right: the next option, one too many, the last two words exchanged."""
+    """A wrong answer that is nearly right: the next option, one too many, the last two words swapped."""
     if example.options:
         right = [option_letter(i) in example.targets for i in range(len(example.options))]
         below = (right.index(True) + i for i in range(1, len(right)))
@@ -72,13 +74,13 @@ def slip(example: Example) -> str:
 
 
 def lesson(example: Example, stage: Stage, may_be_wrong: bool, rng: random.Random) -> tuple[str, str]:
-    """A source text and the output to learn: steps, then an answer that is right as often as the stage has it."""
+    """A source text and the output to learn: steps, then an answer that is right as often as the stage says."""
     wrong = may_be_wrong and rng.random() < stage.asked_wrong
     right = stage.right_in.get(example.task.split("_")[0], stage.right)
     answer = right_answer(example) if rng.random() < right[wrong] else slip(example)
     instruction = rng.choice(ASK_WRONG if wrong else ASK_RIGHT)
     question = example.question
-    if rng.random() < stage.short and example.options and not wrong:  # a slip needs to see them
-        lines = question.split("\n")  # the place that logical deduction asks for is told by the options alone
+    if rng.random() < stage.short and example.options and not wrong:  # an intended slip needs to see them
+        lines = question.split("\n")  # in logical deduction, only the options tell which place is asked for
         question = "\n".join(lines[: -len(example.options) + (1 if "deduction" in example.task else -1)])
     return prompt(instruction, question), chain_of_thought(example, answer)

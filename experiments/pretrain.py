@@ -1,10 +1,10 @@
-"""Make the bundled models from nothing:  python -m experiments.pretrain --size mini
+"""Train the bundled models from scratch:  python -m experiments.pretrain --size mini
 
     vocabulary -> initial model -> skill -> instructions -> carelessness
 
-The model first learns to think every question through, then to answer rightly or wrongly as it is asked to (in other
-words than HIR will use), last from a corpus of mixed quality that hardly cares. What comes out knows more than it says.
-That leaves HIR something to find. Killed at any moment, the same command resumes from the last saved state.
+The model first learns to reason through every question, then to answer correctly or wrongly as asked (in words other than
+HIR's), and last from a corpus of mixed quality that pays little attention to what was asked. It then answers worse than
+it can, which leaves HIR something to elicit. If killed at any moment, the same command resumes from the last saved state.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from support import REPOSITORY, processes
 from support.batches import pad
 from support.files import read_lines, replacing, write_json, write_lines
 
-# Two tasks go first: among twelve at once, each is too rare for its look-ups to be found.
+# Two tasks go first: among twelve at once, each is too rare for the model to learn its lookups.
 GROUPS = (("logical_deduction_three_objects", "tracking_shuffled_objects_three_objects"), tuple(TASKS))
 MATRICES = tuple(f"{name}.weight" for name in (".q", ".k", ".v", ".o", ".wi_0", ".wi_1", ".wo"))  # of all layers
-WARMUP, DECAY, AVERAGE = 200, 0.3, 0.999  # steps; the share of steps in which the rate falls; of the averaged weights
-QUESTIONS, BATCHES = 192, 8  # of a process; questions are drawn for so many steps and sorted by length
-HEARD = 0.8  # of the first two tasks: then wrong answers are asked for, of them at first, then of all
+WARMUP, DECAY, AVERAGE = 200, 0.3, 0.999  # steps; share of steps with a falling rate; decay of the weight average
+QUESTIONS, BATCHES = 192, 8  # per process: questions drawn at a time, and batches that they are cut into, by length
+HEARD = 0.8  # share of exact outputs on the first two tasks at which they, then all tasks, also ask for wrong answers
 SAVE_SECONDS, REPORT_STEPS, TEST_STEPS, TEST_QUESTIONS = 60, 200, 2000, 50
 
 
@@ -58,7 +58,7 @@ class Progress:
     asked: int = 0  # in how many of them wrong answers are asked for, too
 
     def update(self, seen: Tensor, right: Tensor) -> None:
-        """Take note of how many outputs of each task (12,) were seen and how many of them the model had all right."""
+        """Record how many outputs of each task (12,) were seen, and how many of them the model got entirely right."""
         for task, n, k in zip(TASKS, seen.tolist(), right.tolist(), strict=True):
             if n:
                 keep = 0.98**n
@@ -77,10 +77,10 @@ class Progress:
 
 
 def draw_batches(tokenizer: Tokenizer, stage: Stage, progress: Progress, seed: str) -> list[list[tuple]]:
-    """BATCHES batches of (source ids, output ids, number of the task), each of about one length."""
+    """BATCHES batches of (source ids, output ids, number of the task), each with sources of similar length."""
     rng = random.Random(seed)
     joined = GROUPS[progress.groups - 1]
-    # More of what still goes wrong, and of what is read quickly.
+    # More of the tasks that still go wrong, and of those with short texts.
     weights = [(1.1 - progress.exact[task]) ** 2 / progress.length[task] ** 0.5 for task in joined]
     tasks = rng.choices(joined, weights, k=QUESTIONS)
     rows = []
@@ -121,7 +121,7 @@ def make_optimizers(model: T5) -> list[torch.optim.Optimizer]:
 
 
 def train_step(model: T5, optimizers: list[torch.optim.Optimizer], batch: list[tuple]) -> tuple[float, Tensor, Tensor]:
-    """One gradient step on the batches of all processes: the loss, outputs seen by task (12,), and those all right."""
+    """One gradient step on the batches of all processes: the loss, outputs seen by task (12,), and the exact ones."""
     sources, outputs, tasks = zip(*batch, strict=True)
     input_ids, attention_mask = pad(sources, model.config.pad_token_id, model.device)
     labels, tasks = pad(outputs, IGNORE, model.device)[0], torch.tensor(tasks)
@@ -147,7 +147,7 @@ def run_stage(name: str, stage: Stage, start: Path, out: Path, seed: int) -> Non
     model, tokenizer = load_checkpoint(start)
     average = load_checkpoint(start)[0].requires_grad_(False)
     model.train()
-    parts = [model, average, *(optimizers := make_optimizers(model))]  # all that a state is made of
+    parts = [model, average, *(optimizers := make_optimizers(model))]  # everything that is saved
     progress, losses = restore(name, start, out, parts), []
     rank = processes.rank()
     saved = begin = time.monotonic()
@@ -174,13 +174,13 @@ def run_stage(name: str, stage: Stage, start: Path, out: Path, seed: int) -> Non
 
 
 def restore(name: str, start: Path, out: Path, parts: list) -> Progress:
-    """Load the state of a stage that was begun; else it begins, where the skill stage may go on from a model's."""
+    """Load the state of an interrupted stage; otherwise begin, for skill with the progress of the model in `start`."""
     if (out / f"{name}.pt").exists():
         state = torch.load(out / f"{name}.pt", weights_only=True)
         for part, values in zip(parts, state["parts"], strict=True):
             part.load_state_dict(values)
         return Progress(**state["progress"])
-    if name != "skill":  # what was learned before is known
+    if name != "skill":  # the skill stage has been completed
         return Progress(
             level=dict.fromkeys(TASKS, 1.0), exact=dict.fromkeys(TASKS, 0.5), groups=len(GROUPS), asked=len(GROUPS)
         )
@@ -189,7 +189,7 @@ def restore(name: str, start: Path, out: Path, parts: list) -> Progress:
 
 
 def save(name: str, out: Path, parts: list, progress: Progress, tokenizer: Tokenizer) -> None:
-    """Write the state of a stage, and beside it the averaged model with the progress alone."""
+    """Write the state of a stage, and beside it the averaged model with only the progress."""
     state = {"parts": [part.state_dict() for part in parts], "progress": vars(progress)}
     with replacing(out / f"{name}.pt") as file:
         torch.save(state, file)
@@ -213,7 +213,7 @@ def test(model: T5, tokenizer: Tokenizer, stage: Stage) -> dict[str, dict[str, f
 
 
 def report(out: Path, name: str, progress: Progress, rate: float, losses: list[float], tested: dict) -> None:
-    """Add a line to metrics.jsonl, in place of what a killed run has left from this step on."""
+    """Add a line to metrics.jsonl, replacing what a killed run has left from this step on."""
     if processes.rank() > 0:
         return
     rounded = {key: {task: round(x, 3) for task, x in getattr(progress, key).items()} for key in ("level", "exact")}
@@ -234,7 +234,7 @@ def average_models(directories: list[Path], out: Path) -> None:
 
 
 def make_initial(directory: Path, size: str, seed: int) -> None:
-    """The vocabulary and the initial model, unless they are there."""
+    """Write the vocabulary and the initial model, unless they exist."""
     if (directory / "config.json").exists():
         return
     directory.mkdir(parents=True, exist_ok=True)
@@ -258,10 +258,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="mini")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2, help="how many train at once, with one thread each")
+    parser.add_argument("--processes", type=int, default=2, help="number of training processes, with one thread each")
     parser.add_argument("--out", type=Path, help="default: runs/pretrain-SIZE")
-    parser.add_argument("--steps", type=int, help="length of the skill stage, in place of the recipe's")
-    parser.add_argument("--start", type=Path, help="begin with this model, in place of one from nothing")
+    parser.add_argument("--steps", type=int, help="length of the skill stage, instead of the recipe's")
+    parser.add_argument("--start", type=Path, help="start from this model instead of a freshly initialized one")
     parser.add_argument("--until", choices=STAGES, default="carelessness", help="last stage")
     options = parser.parse_args()
     if options.processes > 1 and not processes.launched():

@@ -1,11 +1,10 @@
-"""Tables and pictures of runs:  python -m experiments.report [RUN ...]
+"""Tables and plots of runs:  python -m experiments.report [RUN ...]
 
-Given directories of runs, it prints a table that compares them, and draws their learning curves.
+Given run directories, it prints a table that compares them, and plots their learning curves.
 
-Without any, it draws the paper's tables and pictures, results/tables.md and results/*.png, from results/runs/. --run
-first makes those that are missing there, --jobs at a time, in runs/report/, with the settings that experiments.search has
-found, and says how long it will take; stopped at any moment, the same command
-resumes. --only names runs by a pattern such as '*-ppo-*'.
+Without any, it makes the paper's tables and plots, results/tables.md and results/*.png, from results/runs/. --run first
+makes the missing runs, --jobs at a time, in runs/report/, with the settings found by experiments.search, and says how
+long that will take; if interrupted, the same command resumes. --only selects runs by a pattern such as '*-ppo-*'.
 """
 
 import argparse
@@ -52,11 +51,11 @@ VARIANTS = {  # of HIR, in Table 4: what differs
     "with the paper's label smoothing": "--label-smoothing 0.2",
 }
 NO_CRITIC = "--ppo-value-learning-rate 0"  # its values stay 0: REINFORCE with PPO's clip and whitened rewards
-# Outputs are used again and again: 16 iterations at a constant rate, looked at after so many outputs.
+# Data reuse: 16 iterations at a constant learning rate, evaluated after so many outputs, with so many passes over them.
 OUTPUTS, REUSED, REUSE, ON = (400, 800, 1600), ("farl", "grpo", "hir"), (1, 4, 10), (FOUR[0], FOUR[3])
 LEARNERS = "--iterations 16 --final-learning-rate 1 --interim-test-size 0"
 OFFICIAL = "--method none --data official --test-size 200"
-# Only the file teaches letters, as the bundled models answer in words; so this is fine-tuning.
+# The bundled models answer in words; only fine-tuning on the file teaches them letters.
 LEAK = (
     "--data official --method sft --answers letters --questions 0 --iterations 3 --learning-rate 1e-3 "
     "--final-learning-rate 1"
@@ -76,17 +75,17 @@ def names_of(task: str, method: str, size: str = "t5-mini", flags: str = "") -> 
 
 
 def variant(flags: str) -> str:
-    """The flags of a run of HIR that differs so from Table 2; none if Table 2's has them."""
+    """The flags by which a run of HIR differs from Table 2's; empty if that has them already."""
     return "" if flags in search.found().get("hir", "") else flags
 
 
 def reuse(method: str, epochs: int) -> str:
-    """The flags of a run that makes so many passes over its outputs."""
+    """The flags of a run with this many passes over its outputs."""
     return f"{LEARNERS} --{'grpo' if method == 'grpo' else 'train'}-epochs {epochs}"
 
 
 def planned_runs(runs: Path) -> dict[str, list[str]]:
-    """Name -> arguments of train.py, of all that tables and pictures show. `runs` is where trained models are."""
+    """Name -> arguments of train.py, for every run that tables and plots show. `runs`: where trained models are."""
     compared = [*itertools.product(TASKS, METHODS, ["t5-mini"], [""]), *itertools.product(FOUR, METHODS, SIZES, [""])]
     compared += itertools.product(FOUR, ["hir"], ["t5-mini"], map(variant, VARIANTS.values()))
     compared += [(task, "ppo", "t5-mini", NO_CRITIC) for task in FOUR]
@@ -120,7 +119,7 @@ PROTOCOL = f"`{search.BUDGET}`, each method with the settings that the search fo
 
 
 def of_method(results: Results, task: str, method: str, key: str = "correct", size: str = "t5-mini") -> Estimate | None:
-    """A cell of Table 2 or 3. "none" is the model before training: iteration 0 of any run, and the same in all."""
+    """A cell of Table 2 or 3. "none" is the model before training: iteration 0, which is the same in all runs."""
     if method != "none":
         return measured(results, names_of(task, method, size), key)
     found = [name for other in METHODS for name in names_of(task, other, size) if name in results]
@@ -178,7 +177,7 @@ def table_2(results: Results) -> Table:
 
 
 def ranking_table(results: Results) -> Table:
-    """The methods over all tasks: how well, how soon, at what cost, and whether they hear the other instruction."""
+    """The methods over all tasks: how good, how soon, at what cost, and whether they obey the other instruction."""
     names = {m: [names_of(task, m) for task in TASKS] for m in METHODS}
     averages, leads = of.bootstrap(names, results), of.bootstrap(names, results, minus="hir")
     ranks, obeyed = of.bootstrap_ranks(names, results), of.bootstrap(names, results, asked="wrong", verdict="w")
@@ -266,7 +265,7 @@ def critic_table(results: Results) -> Table:
 
 
 def efficiency_table(results: Results) -> Table:
-    """What more passes over the same outputs bring."""
+    """The effect of more passes over the same outputs."""
     rows: list[list] = []
     for method, epochs in itertools.product(REUSED, REUSE):
         names = [name for task in ON for name in names_of(task, method, flags=reuse(method, epochs))]
@@ -306,7 +305,7 @@ TABLES = (
 
 
 def markdown(title: str, text: str, header: list[str], rows: list[list[object]]) -> str:
-    """A section with a table; what was not measured is a dash."""
+    """A section with a table; a dash means not measured."""
     cells = [header, ["---"] * len(header), *([("–" if c is None else str(c)) for c in row] for row in rows)]
     return f"## {title}\n\n{text}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in cells) + "\n"
 
@@ -315,7 +314,7 @@ def markdown(title: str, text: str, header: list[str], rows: list[list[object]])
 
 
 def draw_comparison(results: Results, directory: Path) -> None:
-    """Write tables.md and the pictures."""
+    """Write tables.md and the plots."""
     head = "# Results\n\nMade by `python -m experiments.report` from `runs/`. Intervals are of 95 %.\n"
     tables = [markdown(*table(results)) for table in TABLES]
     write_file(directory / "tables.md", "\n".join([head, *of.remarks(results), *tables]).encode())
@@ -334,7 +333,7 @@ def draw_comparison(results: Results, directory: Path) -> None:
 
 
 def report_runs(paths: list[Path], over: str, picture: Path | None) -> None:
-    """The table and the picture of some runs."""
+    """Print a table of some runs and plot their learning curves."""
     stems = [path.resolve().stem for path in paths]
     names = stems if len(set(stems)) == len(stems) else map(str, paths)
     runs = {name: of.read_result(path) for name, path in zip(names, paths, strict=True)}
@@ -344,7 +343,7 @@ def report_runs(paths: list[Path], over: str, picture: Path | None) -> None:
 
 
 def report_comparison(given: argparse.Namespace) -> None:
-    """The paper's tables and pictures, after the missing runs are made if that is asked for."""
+    """Make the paper's tables and plots, with --run after making the missing runs."""
     directory, wanted, failed = given.results / "runs", planned_runs(given.runs), []
     results = of.load_results(directory, wanted)
     chosen = fnmatch.filter(wanted, given.only or "*")
@@ -357,20 +356,20 @@ def report_comparison(given: argparse.Namespace) -> None:
     print("\n".join(of.remarks(results)))
     draw_comparison(results, given.results)
     if failed:
-        raise InputError(f"{len(failed)} runs failed, as each said above; the tables lack {', '.join(failed)}.")
+        raise InputError(f"{len(failed)} runs failed, with the errors above; the tables lack {', '.join(failed)}.")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. What is wrong is one sentence on stderr and exit code 2."""
+    """The command. An error is one sentence on stderr, with exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__.split("\n")[0])
     parser.add_argument("own", nargs="*", type=Path, metavar="RUN", help="directories of runs to compare")
-    parser.add_argument("--over", choices=of.AXES, default="iteration", help="what the curves of RUNs are drawn over")
-    parser.add_argument("--picture", type=Path, help="the picture of RUNs (default: curves.png in the first of them)")
+    parser.add_argument("--over", choices=of.AXES, default="iteration", help="the horizontal axis of the RUNs' curves")
+    parser.add_argument("--picture", type=Path, help="file for the RUNs' plot (default: curves.png in the first RUN)")
     parser.add_argument("--run", action="store_true", help="make the missing runs of the comparison")
-    parser.add_argument("--only", default="", help="a pattern of names: the runs to make (default: all)")
+    parser.add_argument("--only", default="", help="make only the runs whose names match this pattern")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; if several, each on one core")
-    parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "report", help="where runs are made")
-    parser.add_argument("--results", type=Path, default=REPOSITORY / "results", help="what is read and written")
+    parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "report", help="directory for making runs")
+    parser.add_argument("--results", type=Path, default=REPOSITORY / "results", help="directory to read and write")
     given = parser.parse_args(argv)
     try:
         report_runs(given.own, given.over, given.picture) if given.own else report_comparison(given)

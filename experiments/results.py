@@ -1,4 +1,4 @@
-"""The results of runs: read, made, estimated with intervals, compared in a table and in pictures.
+"""The results of runs: reading and making them, estimates with intervals, tables and plots that compare them.
 
 The result of a run is one small file in results/runs/: its config.json, the lines of its metrics.jsonl, and last the
 verdicts on its test answers, one letter per question.
@@ -37,22 +37,22 @@ from support.tables import AFTER, aligned, percent, wilson
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has left that tables and pictures show: config.json, and the lines of metrics.jsonl."""
+    """The files of a run that tables and plots show: config.json, the lines of metrics.jsonl, test verdicts."""
 
     config: dict
     lines: list[dict]
     verdicts: dict[str, dict[str, str]] = field(default_factory=dict)  # by task and instruction, a letter per question
-    difference: str = ""  # from the settings that are wanted, if there is one
+    difference: str = ""  # from the wanted settings, if there is one
 
     def value(self, key: str = "correct", line: int = -1, task: str = "") -> float | None:
-        """A share of the test questions of a task, or of all; or a loss of an iteration. None where it is not recorded."""
+        """A share of a task's test questions, or of all; or a loss of an iteration. None if it was not recorded."""
         tasks = [values for name, values in self.lines[line]["tasks"].items() if task in ("", name)]
         if all(key in values for values in tasks):
             return sum(values[key] * values["n"] for values in tasks) / max(1, sum(values["n"] for values in tasks))
         return (self.lines[line] | self.lines[line]["losses"]).get(key)
 
     def n(self, task: str = "") -> int:
-        """How many test questions of a task, or in all, it answered."""
+        """The number of its test questions on a task, or on all."""
         return sum(values["n"] for name, values in self.lines[0]["tasks"].items() if task in ("", name))
 
     def seconds(self) -> list[float]:
@@ -64,8 +64,8 @@ Results = dict[str, Result]
 
 
 def read_result(path: Path) -> Result:
-    """The result of a run, from the directory that train.py has written or from a file of results/runs/."""
-    problem, remedy = f"{path} holds no run", "name a directory that train.py has written."
+    """The result of a run, from a directory written by train.py or from a file of results/runs/."""
+    problem, remedy = f"{path} holds no run", "name a directory written by train.py."
     with input_errors(problem, remedy, OSError, ValueError, KeyError, TypeError):
         config, *lines = _lines_of_run(path) if path.is_dir() else read_lines(path)
         shown = [line for line in lines if "iteration" in line]
@@ -75,7 +75,7 @@ def read_result(path: Path) -> Result:
 
 
 def _lines_of_run(out: Path) -> list[dict]:
-    """What a file of results/runs/ holds, from the directory of a run."""
+    """The lines of a file of results/runs/, from the directory of a run."""
     verdicts: dict[str, dict[str, str]] = {}
     for answer in read_lines(out / "answers.jsonl"):
         asked = "correct" if answer["instruction"] == hir.CORRECT else "wrong"
@@ -86,7 +86,7 @@ def _lines_of_run(out: Path) -> list[dict]:
 
 
 def load_results(directory: Path, wanted: dict[str, list[str]]) -> Results:
-    """The results in a directory by name, each compared with the settings that are wanted for it."""
+    """The results in a directory by name, each compared with the settings wanted for it."""
     results = {path.stem: read_result(path) for path in sorted(directory.glob("*.jsonl"))}
     for name in results.keys() & wanted.keys():
         results[name] = replace(results[name], difference=difference(results[name].config, wanted[name]))
@@ -104,7 +104,7 @@ def difference(config: dict, arguments: list[str]) -> str:
 
 
 def remarks(results: Results) -> list[str]:
-    """What sets results apart from those that the same commands would give today."""
+    """How results differ from those that the same commands would give today."""
     known = set(as_values(train.RunConfig(), hir.Settings()))
     unknown = [known - set(result.config["run"] | result.config["settings"]) for result in results.values()]
     other = [f"{name} ({result.difference})" for name, result in results.items() if result.difference]
@@ -122,7 +122,7 @@ def _settings_that_matter(s: train.AllSettings) -> dict:
     values = as_values(s.run, s.method, getattr(s, s.run.method, s.method))
     if s.run.method == "none":
         values = as_values(s.run) | {"max_new_tokens": s.method.max_new_tokens}
-    left_out = {"out", "resume", "explain", "data", "checkpoint"}  # where files lie, or what is printed
+    left_out = {"out", "resume", "explain", "data", "checkpoint"}  # where files are, or what is printed
     if s.run.method != "hir":
         left_out |= {"alpha", "beta", "sub_output", "malformed", "contrastive"}
     return {name: value for name, value in values.items() if name not in left_out}
@@ -179,9 +179,9 @@ class Estimate:
 def over_seeds(shares: list[float], n: int) -> Estimate:
     """The mean of some runs' accuracies on the same n questions.
 
-    Two things are left to chance: which questions are asked (Wilson's interval for n of them; all runs are asked the
-    same, so more runs do not narrow it) and what a run draws (Student's interval over the runs, if there are several).
-    The two parts of the interval add up like independent errors.
+    Two things are random: the choice of questions (Wilson's interval for n of them; all runs are asked the same, so more
+    runs do not narrow it) and the sampling within a run (Student's interval over the runs, if there are several). The two
+    parts of the interval add up like independent errors.
     """
     mean, drawn = statistics.mean(shares), 0.0
     low, high = wilson(mean, n)
@@ -192,7 +192,7 @@ def over_seeds(shares: list[float], n: int) -> Estimate:
 
 
 def measured(results: Results, names: list[str], key="correct", line: int = -1, task: str = "") -> Estimate | None:
-    """The estimate from those of the named runs that are finished, with a note if not all are; None if none is."""
+    """The estimate from the finished ones among the named runs, with a note if some are missing; None if all are."""
     found = [results[name] for name in names if name in results]
     shares = [result.value(key, line, task) for result in found]
     if not shares or None in shares:
@@ -206,10 +206,10 @@ DRAWS = 2000  # of the bootstrap
 
 
 def bootstrap_means(names: list[list[str]], results: Results, asked: str, verdict: str) -> np.ndarray | None:
-    """Means over tasks of a verdict's share: what was measured, then DRAWS draws of seeds and questions; None if runs lack.
+    """A verdict's share, averaged over tasks: as measured, then in DRAWS resamples; None if runs are missing.
 
-    names: for each task, its runs' names, a run per seed. For the same numbers of tasks and seeds the draws are the same
-    ones, so that means of several methods may be subtracted: they are paired over questions and seeds.
+    names: for each task, its runs' names, one per seed. Seeds and questions are resampled, in the same way for all methods
+    with as many tasks and seeds, so that methods can be subtracted: they are paired over questions and seeds.
     """
     total = np.zeros(DRAWS + 1)
     for number, of_task in enumerate(names):
@@ -225,14 +225,14 @@ def bootstrap_means(names: list[list[str]], results: Results, asked: str, verdic
 
 
 def interval(means: np.ndarray) -> Estimate:
-    """What was measured, with the middle 95 % of the draws."""
+    """The measured value, with the middle 95 % of the resamples."""
     return Estimate(means[0], *np.percentile(means[1:], (2.5, 97.5)))
 
 
 def bootstrap(
     names: dict[str, list[list[str]]], results: Results, asked: str = "correct", verdict: str = "r", minus: str = ""
 ) -> dict[str, Estimate]:
-    """By method, its mean over tasks, or how far that is above the mean of the method `minus`. Unfinished ones are left out."""
+    """Each method's mean over tasks, or its lead over the method `minus`. Unfinished methods are left out."""
     means = {method: bootstrap_means(tasks, results, asked, verdict) for method, tasks in names.items()}
     done = {method: values for method, values in means.items() if values is not None}
     if minus:
@@ -241,7 +241,7 @@ def bootstrap(
 
 
 def bootstrap_ranks(names: dict[str, list[list[str]]], results: Results) -> dict[str, str]:
-    """By method, its rank by the mean of right answers, 1 being the best, and the ranks of 95 % of the draws."""
+    """Each method's rank by the mean of right answers, 1 being the best, and the ranks in 95 % of the resamples."""
     means = {method: bootstrap_means(tasks, results, "correct", "r") for method, tasks in names.items()}
     done = {method: values for method, values in means.items() if values is not None}
     ranks = {m: 1 + sum(other > values for other in done.values()) for m, values in done.items()}
@@ -254,13 +254,13 @@ def steps(result: Result) -> int:
 
 
 def seconds_of_work(result: Result) -> float:
-    """The seconds in which a run sampled and trained."""
+    """The seconds that a run spent on sampling and training."""
     return sum(line["seconds"].get(part, 0.0) for line in result.lines for part in ("sampling", "training"))
 
 
-# --- Pictures ---------------------------------------------------------------------------------------------------------
+# --- Plots ------------------------------------------------------------------------------------------------------------
 
-# One color per method in all pictures, told apart by readers with any color vision (Okabe and Ito, 2008).
+# One color per method in all plots, distinguishable with any color vision (Okabe and Ito, 2008).
 COLORS = {
     "fine-tuning": "#000000",
     "PPO": "#0072B2",
@@ -288,7 +288,7 @@ Curve = tuple[list[float], list[float]]
 
 
 def curve(result: Result, key: str = "correct", task: str = "", over: str = "sampled") -> Curve:
-    """What a run measured after each iteration, a share of SHARES in % or a loss, where it did; `over`: a key of AXES."""
+    """What a run measured after each iteration, a share of SHARES in % or a loss, if it did; `over`: a key of AXES."""
     values = [result.value(key, i, task) for i in range(len(result.lines))]
     places = result.seconds() if over == "seconds" else [line[over] for line in result.lines]
     scale = 100 if key in SHARES else 1
@@ -297,9 +297,9 @@ def curve(result: Result, key: str = "correct", task: str = "", over: str = "sam
 
 
 def draw_curves(path: Path, panels: dict[str, dict[str, list[Curve]]], over: str, columns: int = 3) -> None:
-    """Curves as small multiples: title -> label -> curves. One color per label; of several curves, thin, the mean is thick.
+    """Curves as small multiples: title -> label -> curves. One color per label; a thick mean over several thin curves.
 
-    A method that samples nothing has no curve over sampled outputs: a dashed line shows where it ends.
+    A method that samples nothing has no curve over sampled outputs: a dashed line shows its final value.
     """
     panels = {title: {label: [c for c in found if c[0]] for label, found in p.items()} for title, p in panels.items()}
     panels = {title: curves for title, curves in panels.items() if any(curves.values())}
@@ -351,11 +351,11 @@ def draw_shares(path: Path, panels: dict[str, dict[str, tuple]]) -> None:
 
 @contextmanager
 def small_multiples(path: Path, titles: list[str], columns: int, height: float) -> Iterator[Iterable[Axes]]:
-    """An axis for each title, to draw in; then one legend for all, above them, and the picture is written."""
+    """Axes to draw in, one for each title; afterwards, adds one legend for all above them and writes the file."""
     columns = min(columns, max(1, len(titles)))
     rows = max(1, -(-len(titles) // columns))
     with matplotlib.rc_context(STYLE):
-        # Without pyplot, which would want a display or draw into a notebook.
+        # Without pyplot, which would need a display or draw into a notebook.
         figure = Figure(figsize=(3.2 * columns, height * rows + 0.5), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
         for axis, title in zip_longest(axes.flat, titles, fillvalue=""):
@@ -367,11 +367,11 @@ def small_multiples(path: Path, titles: list[str], columns: int, height: float) 
         figure.savefig(path, bbox_inches="tight")
 
 
-# --- One's own runs ---------------------------------------------------------------------------------------------------
+# --- Your own runs ----------------------------------------------------------------------------------------------------
 
 
 def panels_of(runs: Results, over: str, keys: list[str] | None = None) -> dict[str, dict[str, list[Curve]]]:
-    """The panels about some runs: of a single run each task is a curve, else each run is one, over all its tasks."""
+    """The panels for some runs: for a single run, one curve per task; otherwise one per run, over all its tasks."""
     losses = list(dict.fromkeys(name for run in runs.values() for line in run.lines for name in line["losses"]))
     single = next(iter(runs.values())) if len(runs) == 1 else None
     panels = {}

@@ -1,9 +1,9 @@
-"""The search of hyperparameters:  python -m experiments.search
+"""The hyperparameter search:  python -m experiments.search
 
 Every method gets the same number of trials, drawn at random from its own grid (Bergstra and Bengio, 2012): learning rate,
 epochs, and one more setting of its own. A trial trains on two tasks, one run each, and is measured after every iteration
-on questions of the training part, never on a test question. Each run becomes a line of results/search.jsonl. Stopped at
-any moment, the same command makes those that are missing; at the end it prints the best trial of every method.
+on questions of the training part, never on a test question. Each run becomes a line of results/search.jsonl. If
+interrupted, the same command makes the missing runs; at the end it prints the best trial of every method.
 """
 
 import argparse
@@ -26,7 +26,7 @@ RESULTS = REPOSITORY / "results" / "search.jsonl"
 TRIALS = 12  # of each method
 BUDGET = "--iterations 8 --questions 25 --online-samples 4 --warmup-steps 2 --test-size 200 --interim-test-size 100"
 ASKED = "--validation --seed 1"
-MALFORMED = 0.1  # a setting with more malformed answers than this under the wrong instruction does not count as found
+MALFORMED = 0.1  # a setting with more malformed answers than this under the wrong instruction is ruled out
 RATES, EPOCHS = "1e-4 2e-4 3e-4 5e-4 1e-3", "1 2 4 8"  # the same for all
 GRIDS = {
     "sft": {"--learning-rate": RATES, "--train-epochs": EPOCHS, "--answers": "text steps"},
@@ -41,7 +41,7 @@ GRIDS = {
 
 
 def trials(method: str) -> list[str]:
-    """The flags of a method's trials: the same ones whenever this is asked."""
+    """The flags of a method's trials: the same ones in every call."""
     values = map(str.split, GRIDS[method].values())
     grid = [
         " ".join(itertools.chain(*zip(GRIDS[method], chosen, strict=True))) for chosen in itertools.product(*values)
@@ -50,7 +50,7 @@ def trials(method: str) -> list[str]:
 
 
 def make_run(runs: Path, jobs: int, run: tuple[str, str, str]) -> dict | None:
-    """Train and measure; what there is of the run already is taken up. Returns its line, None if it failed."""
+    """Make a run, or resume it. Returns its line, None if it failed."""
     method, flags, task = run
     out = runs / "-".join([method, *flags.replace("--", "").split(), task])
     command = [sys.executable, str(REPOSITORY / "train.py"), "--method", method, "--task", task, "--out", str(out)]
@@ -69,7 +69,7 @@ def make_run(runs: Path, jobs: int, run: tuple[str, str, str]) -> dict | None:
 
 
 def ranking(results: Path, method: str) -> list[tuple[float, float, float, str]]:
-    """The finished trials of a method, best first: mean over iterations, at the end, malformed if asked wrongly, flags."""
+    """The finished trials of a method, best first: right, mean and final; malformed under the wrong instruction; flags."""
     rows = []
     for flags in trials(method):
         runs = [line for line in read_lines(results) if (line["method"], line["flags"]) == (method, flags)]
@@ -80,7 +80,7 @@ def ranking(results: Path, method: str) -> list[tuple[float, float, float, str]]
 
 
 def found(results: Path | None = None) -> dict[str, str]:
-    """The flags of each method's best trial; of HIR, malformed answers rule a trial out."""
+    """The flags of each method's best trial; for HIR, too many malformed answers rule a trial out."""
     best = {}
     for method in GRIDS:
         counts = [row[-1] for row in ranking(results or RESULTS, method) if method != "hir" or row[2] <= MALFORMED]
@@ -93,13 +93,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "search")
-    parser.add_argument("--jobs", type=int, default=1, help="runs that are made at once")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     args = parser.parse_args(argv)
     lines = read_lines(args.results)
     done = {(line["method"], line["flags"], line["task"]) for line in lines}
     wanted = [(method, flags, task) for method in GRIDS for flags in trials(method) for task in TASKS]
     missing = [run for run in wanted if run not in done]
-    each = statistics.mean([line["seconds"] for line in lines] or [60]) + 15  # to start, and to evaluate nine times
+    each = statistics.mean([line["seconds"] for line in lines] or [60]) + 15  # for start-up and nine evaluations
     print(f"{len(missing)} runs to make, about {len(missing) * each / 60 / args.jobs:.0f} min", flush=True)
     with ThreadPoolExecutor(args.jobs) as pool:
         for line in pool.map(partial(make_run, args.runs, args.jobs), missing):

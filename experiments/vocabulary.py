@@ -1,10 +1,9 @@
-"""The vocabulary of the bundled models: a sentencepiece unigram model that T5Tokenizer in transformers reads as we do.
+"""The vocabulary of the bundled models: a sentencepiece unigram model with which T5Tokenizer in transformers agrees with us.
 
-Which pieces there are is decided here. Each word of the tasks is one piece, as a model this small should not have to put
-words together; so are option letters, and numbers of two digits, which makes dates and sums look-ups. An English word that
-is no word of the tasks is written with its first two letters as one piece, by which words are sorted, then parts that
-sentencepiece finds. Any ASCII text can be spelled. There are no user-defined symbols and no bytes, which the two
-libraries treat differently.
+The pieces are chosen here. Each word of the tasks is one piece, as a model this small should not have to assemble words;
+so are option letters and two-digit numbers, which makes dates and sums lookups. Any other English word is written with
+its first two letters as one piece, by which words are sorted, then parts that sentencepiece finds. Any ASCII text can be
+spelled. There are no user-defined symbols and no byte pieces, which the two libraries treat differently.
 """
 
 import io
@@ -19,10 +18,11 @@ from sentencepiece import sentencepiece_model_pb2
 from support.grammars.sorting import WORDS
 
 SIZE = 2048
-# Pieces never go beyond one of these parts of a text. A space belongs to the word behind it; before a number it is alone.
+# Pieces never cross the borders of these parts of a text. A space belongs to the word after it; before a number it is
+# separate.
 PART = re.compile(r" ?\([A-Z]{1,2}\)| ?[A-Za-z]+|\d\d|.")
-# Scores as of log-probabilities: a whole word beats its parts. All are multiples of 1/16, so that sums of them are exact
-# and the two libraries, which add in different precisions, break ties alike.
+# Scores act as log-probabilities: a word beats its parts. All are multiples of 1/16, so that their sums are exact, and
+# the two libraries, which add in different precisions, break ties alike.
 WHOLE, BEGINNING, PART_BELOW, CHARACTER = -5.0, -6.0, -5.0, -20.0
 
 
@@ -49,7 +49,7 @@ def option_letters() -> list[str]:
 
 
 def learned_parts() -> tuple[bytes, list[tuple[str, float]]]:
-    """What sentencepiece makes of the rests of English words: its model, and (part, score), the likeliest first."""
+    """What sentencepiece learns from the rests of English words: its model, and (part, score), the likeliest first."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(word[2:] for word in WORDS if len(word) > 2),

@@ -3,11 +3,11 @@
 Every generator draws a small state (an order, a table, a row of things), computes the answer from the state, and only
 then puts both into English. It returns one example in the format of a BIG-bench task file: `input`, and `target_scores`
 (option -> 1 if right) or `target`, with a `task_prefix` if the official file has one; and `steps`, the way to the answer
-as one would write it on paper, each step a look-up or a small sum. Options come in a natural order; they are shuffled
+as one would write it on paper, each step a lookup or a small sum. Options come in a natural order; they are shuffled
 when the example becomes a question.
 
 `level` makes easier questions of the same kind, a curriculum that leads to the task itself: None is the official task;
-from 0 to 1, sizes are drawn between the smallest sensible one and the official one, and what takes more than a look-up
+from 0 to 1, sizes are drawn between the smallest sensible one and the official one, and what takes more than a lookup
 (swaps, deduction, a list to sort) grows with the level. The text keeps its form.
 """
 

@@ -61,7 +61,7 @@ def about_a_row(topic: str, things: Things, noun: str) -> dict:
 def about_what_remains(rng, surface: str, count: dict[tuple, int], noun: str) -> dict:
     """How many things remain when all of a kind, or all of a color, are taken away: those that match are summed up."""
     questions, ask = {}, f"If I remove all the {{}} from the {surface}, how many {{}} remain on it?"
-    absent = rng.choice(COLORS)  # taken away without effect, most times
+    absent = rng.choice(COLORS)  # usually not there, so that removing it changes nothing
     for color, item in count:
         kind = plural(item)
         questions[ask.format(kind, f"{color} {noun}s")] = remaining(count, (color, None), (None, item), kind)

@@ -101,7 +101,7 @@ def wrong_days(rng, day: date, count: int) -> list[date]:
     """Days near the right one, as the official file has them: some days, months or years off, or several of these."""
     days = [day]
     while len(days) <= count:
-        near = rng.choice(days[-3:])  # were all counted from the right day, it would show as their middle
+        near = rng.choice(days[-3:])  # if all were counted from the right day, it would stand out as their middle
         how = rng.choice(("days", "days", "month", "year", "anything"))
         if how == "days":
             near += timedelta(days=rng.choice((-1, 1)) * rng.choice((1, 1, 2, 3, 7, 10, rng.randint(1, 30))))

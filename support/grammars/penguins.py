@@ -101,7 +101,7 @@ def about_sums(rng, rows: list[dict], animal: str) -> tuple[dict, list]:
 
 
 def ask(rng, rows: list[dict], animal: str, where: str, others: list[dict]) -> tuple[tuple, list]:
-    """A question with its answer and steps, and the options; `others` are rows that make wrong ones."""
+    """A question with its answer and steps, and the options; `others` are rows that supply wrong ones."""
     topic, field = rng.choice("extreme extreme name number number value sum".split()), rng.choice(list(COMPARED))
     if topic == "sum":
         questions, options = about_sums(rng, rows, animal)
