@@ -219,7 +219,7 @@ def test_ones_own_runs_are_compared(tmp_path, capsys):
     second = write_result(tmp_path, "logical_deduction-default-seed0", 0.6)
     assert report.main([str(first), "--over", "seconds"]) == 0
     header, row, *_ = capsys.readouterr().out.splitlines()
-    assert header.split() == ["before", "after", "wrong", "obeyed", "malformed", "samples", "sampled", "seconds"]
+    assert header.split() == ["before", "after", "right", "obeyed", "malformed", "samples", "sampled", "seconds"]
     assert row.split() == [LD3, "40.0", "80.0", "10.0", "60.0", "30.0", "80.0", "800", "120"]
     assert (tmp_path / "runs" / "curves.png").exists()
     assert report.main([str(first), str(second), "--picture", str(tmp_path / "both.png")]) == 0
