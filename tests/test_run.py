@@ -251,7 +251,7 @@ def test_rows_and_tables_of_many_shares_have_80_columns():
 
 
 def test_sample_wants_a_list_of_prompts():
-    with pytest.raises(TypeError, match="not a list of texts"):
+    with pytest.raises(TypeError, match="must be a list of texts"):
         hir.sample(*load_checkpoint(REPOSITORY / "checkpoints" / "t5-nano"), "text")
 
 
