@@ -62,7 +62,7 @@ def test_any_ascii_text_can_be_written(spiece):
             assert tokenizer.decode(tokenizer.encode(text)).split() == text.split()
 
 
-@pytest.mark.parametrize("name", ["t5-mini"])
+@pytest.mark.parametrize("name", ["t5-mini", "t5-nano"])
 def test_transformers_answers_as_the_bundled_models_do(name):
     """The same greedy answers to questions of all tasks, with tokenizer, model and decoding of transformers alone."""
     transformers = pytest.importorskip("transformers")
