@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -302,8 +303,11 @@ def test_main_runs_in_a_thread_and_leaves_signals_as_they_were(model, tmp_path, 
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
-def test_an_interrupted_notebook_goes_on_and_is_told_how_to_resume(model, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_notebook_goes_on_and_is_told_how_to_resume(model, tmp_path, capsys, monkeypatch, request):
     monkeypatch.setattr(train, "evaluate", lambda *_: signal.raise_signal(signal.SIGINT))
+    # A program in the background of a shell has SIGINT ignored, and then so have the tests.
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
     arguments = [*SMALL, "--checkpoint", model, "--out", str(tmp_path / "run")]
     line = said(arguments, capsys, code=130)
