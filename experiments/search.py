@@ -70,9 +70,9 @@ def make_run(runs: Path, jobs: int, run: tuple[str, str, str]) -> dict | None:
 
 def ranking(results: Path, method: str) -> list[tuple[float, float, float, str]]:
     """The finished trials of a method, best first: right, mean and final; malformed under the wrong instruction; flags."""
-    rows = []
+    rows, lines = [], read_lines(results)
     for flags in trials(method):
-        runs = [line for line in read_lines(results) if (line["method"], line["flags"]) == (method, flags)]
+        runs = [line for line in lines if (line["method"], line["flags"]) == (method, flags)]
         if len(runs) == len(TASKS):
             curve, end = (statistics.mean(run[key] for run in runs) for key in ("curve", "correct"))
             rows.append((curve, end, max(run["malformed"] for run in runs), flags))

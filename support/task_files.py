@@ -163,8 +163,9 @@ def doubts(path: Path) -> tuple[set[str], int, int]:
         answer = {"target_scores"} if "target_scores" in entry else {"target", _list_of(entry)}
         names |= entry.keys() - {"input", "steps"} - answer
         if targets := _normalized(entry).get("target"):
-            strangers += options_in(entry["input"])[1] != []
-            letters += options_in(entry["input"])[1] == [] and re.fullmatch(r"\([A-Z]\)", targets[0]) is not None
+            options = options_in(entry["input"])[1]
+            strangers += options != []
+            letters += options == [] and re.fullmatch(r"\([A-Z]\)", targets[0]) is not None
     return names, strangers, letters
 
 
