@@ -16,22 +16,22 @@ SIZES = {
     "mini": {"d_model": 128, "d_kv": 16, "num_heads": 12, "d_ff": 384, "num_layers": 5, "num_decoder_layers": 3},
     "nano": {"d_model": 64, "d_kv": 8, "num_heads": 12, "d_ff": 192, "num_layers": 4, "num_decoder_layers": 3},
 }
-# The distances of the words that each slot records, as T5's buckets: 1 is the word before, 17 the word behind and, in a
-# decoder, which has none behind, 0 the word itself.
+# The distances of the words that each slot records, as T5's buckets: 1 is the word before, 17 the word after it and, in a
+# decoder, which has none after it, 0 the word itself.
 SLOTS = {"encoder": ((1,), (2, 3), (4, 5), (17,)), "decoder": ((1,), (2, 3), (4, 5), (0,))}
 # What each of the other heads looks for: a slot by its number, an equal word, an equal context.
-LOOKS_FOR = {
+TARGETS = {
     "SelfAttention": (0, 1, 2, "context", "context", "context", "word", "before"),
     "EncDecAttention": (0, 0, 0, 0, 1, 1, 2, 2, "word", "word", "word", "word"),
 }
-NEAR, MATCH = 6.0, 10.0  # scores, before the softmax, of a recorded distance and of an equal word
+NEAR_SCORE, MATCH_SCORE = 6.0, 10.0  # scores, before the softmax, of a recorded distance and of an equal word
 
 
 def initial_model(size: str, vocab_size: int, seed: int) -> T5:
     """A T5 of this size, with gated GELU and tied embeddings.
 
     The first half of a hidden state is the word itself; the second half has four slots, in which the first four heads of
-    every layer record the words around it (SLOTS). The other heads (LOOKS_FOR) compare the current word with a slot of
+    every layer record the words around it (SLOTS). The other heads (TARGETS) compare the current word with a slot of
     other positions, and so attend to what is a little behind an equal word; or with the word there; or with that word in
     its context; or they compare the preceding word with the word there. What a head fetches is added as the word that it
     was. All weights are then trained as usual.
@@ -41,9 +41,9 @@ def initial_model(size: str, vocab_size: int, seed: int) -> T5:
     config = T5Config(vocab_size=vocab_size, **how, **SIZES[size])
     model, half = T5(config), config.d_model // 2
     slots = F.pad(torch.eye(half), (half, 0)).split(config.d_kv)  # four, each (d_kv, D)
-    noted = [random_projection(config.d_kv, half) for _ in slots]
+    recorded = [random_projection(config.d_kv, half) for _ in slots]
     fetched = random_projection(half, half).split(config.d_kv)
-    sharpness = (MATCH / (2 * config.d_kv)) ** 0.5  # the word half of a normalized state has a mean square of 2
+    sharpness = (MATCH_SCORE / (2 * config.d_kv)) ** 0.5  # the word half of a normalized state has a mean square of 2
     with torch.no_grad():
         model.shared.weight[:, half:] *= 0.05
         for name, attention in model.named_modules():
@@ -52,9 +52,9 @@ def initial_model(size: str, vocab_size: int, seed: int) -> T5:
             stack, *_, kind = name.split(".")
             heads = []  # of queries, keys, values and output, each (d_kv, D)
             if kind == "SelfAttention":
-                heads = [(0 * slot, 0 * slot, word, slot) for word, slot in zip(noted, slots, strict=True)]
-            for i, target in enumerate(LOOKS_FOR[kind]):
-                query, key = looking_for(target, noted, slots)
+                heads = [(0 * slot, 0 * slot, word, slot) for word, slot in zip(recorded, slots, strict=True)]
+            for i, target in enumerate(TARGETS[kind]):
+                query, key = query_and_key(target, recorded, slots)
                 heads.append((sharpness * query, sharpness * key, fetched[i % 4], fetched[i % 4]))
             q, k, v, o = (torch.cat(part) for part in zip(*heads, strict=True))
             for linear, weight in ((attention.q, q), (attention.k, k), (attention.v, v), (attention.o, o.T)):
@@ -69,12 +69,12 @@ def random_projection(rows: int, half: int) -> Tensor:
     return F.pad(torch.nn.init.orthogonal_(torch.empty(rows, half)), (0, half))
 
 
-def looking_for(target: int | str, noted: list[Tensor], slots: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def query_and_key(target: int | str, recorded: list[Tensor], slots: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """The query and key projections, each (d_kv, D), of a head that looks for this target."""
     if target == "before":  # the word that the first slot of the current position records
-        return slots[0], noted[0]
+        return slots[0], recorded[0]
     if target not in ("word", "context"):
-        return noted[target], slots[target]
+        return recorded[target], slots[target]
     d_kv, width = slots[0].shape
     equal = random_projection(d_kv, width // 2)
     if target == "context":
@@ -87,8 +87,8 @@ def position_scores(stack: str, config: T5Config) -> Tensor:
     """The relative position biases (buckets, heads): recording heads see their distances, matching heads not themselves."""
     scores = torch.zeros(config.relative_attention_num_buckets, config.num_heads)
     for head, distances in enumerate(SLOTS[stack]):
-        scores[list(distances), head] = NEAR
-    for head, target in enumerate(LOOKS_FOR["SelfAttention"], start=len(SLOTS[stack])):
+        scores[list(distances), head] = NEAR_SCORE
+    for head, target in enumerate(TARGETS["SelfAttention"], start=len(SLOTS[stack])):
         if stack == "encoder" and target in ("word", "context"):
-            scores[0, head] = -MATCH
+            scores[0, head] = -MATCH_SCORE
     return scores

@@ -39,7 +39,7 @@ GROUPS = (("logical_deduction_three_objects", "tracking_shuffled_objects_three_o
 MATRICES = tuple(f"{name}.weight" for name in (".q", ".k", ".v", ".o", ".wi_0", ".wi_1", ".wo"))  # of all layers
 WARMUP, DECAY, AVERAGE = 200, 0.3, 0.999  # steps; share of steps with a falling rate; decay of the weight average
 QUESTIONS, BATCHES = 192, 8  # per process: questions drawn at a time, and batches that they are cut into, by length
-HEARD = 0.8  # share of exact outputs on the first two tasks at which they, then all tasks, also ask for wrong answers
+ASK_WRONG_AT = 0.8  # share of exact outputs on the first two tasks from which on they, then all, ask for wrong answers
 SAVE_SECONDS, REPORT_STEPS, TEST_STEPS, TEST_QUESTIONS = 60, 200, 2000, 50
 
 
@@ -68,7 +68,7 @@ class Progress:
         if self.groups < len(GROUPS):
             first = GROUPS[self.groups - 1]
             self.groups += all(self.level[task] >= 0.5 and self.exact[task] >= 0.5 for task in first)
-        elif self.asked < len(GROUPS) and all(self.exact[task] >= HEARD for task in GROUPS[0]):
+        elif self.asked < len(GROUPS) and all(self.exact[task] >= ASK_WRONG_AT for task in GROUPS[0]):
             self.asked += 1
             self.exact |= dict.fromkeys(GROUPS[0], 0.5)  # wait until they are as good again
 

@@ -52,7 +52,8 @@ VARIANTS = {  # of HIR, in Table 4: what differs
 }
 NO_CRITIC = "--ppo-value-learning-rate 0"  # its values stay 0: REINFORCE with PPO's clip and whitened rewards
 # Data reuse: 16 iterations at a constant learning rate, evaluated after so many outputs, with so many passes over them.
-OUTPUTS, REUSED, REUSE, ON = (400, 800, 1600), ("farl", "grpo", "hir"), (1, 4, 10), (FOUR[0], FOUR[3])
+OUTPUTS, PASSES = (400, 800, 1600), (1, 4, 10)
+REUSE_METHODS, REUSE_TASKS = ("farl", "grpo", "hir"), (FOUR[0], FOUR[3])
 LEARNERS = "--iterations 16 --final-learning-rate 1 --interim-test-size 0"
 OFFICIAL = "--method none --data official --test-size 200"
 # The bundled models answer in words; only fine-tuning on the file teaches them letters.
@@ -89,7 +90,9 @@ def planned_runs(runs: Path) -> dict[str, list[str]]:
     compared = [*itertools.product(TASKS, METHODS, ["t5-mini"], [""]), *itertools.product(FOUR, METHODS, SIZES, [""])]
     compared += itertools.product(FOUR, ["hir"], ["t5-mini"], map(variant, VARIANTS.values()))
     compared += [(task, "ppo", "t5-mini", NO_CRITIC) for task in FOUR]
-    compared += [(task, m, "t5-mini", reuse(m, n)) for task, m, n in itertools.product(ON, REUSED, REUSE)]
+    compared += [
+        (task, m, "t5-mini", reuse(m, n)) for task, m, n in itertools.product(REUSE_TASKS, REUSE_METHODS, PASSES)
+    ]
     settings, plan = search.found(), {}
     for family in FAMILIES:
         for seed, name in enumerate(names_of(family, "default", size="")):
@@ -267,8 +270,8 @@ def critic_table(results: Results) -> Table:
 def efficiency_table(results: Results) -> Table:
     """The effect of more passes over the same outputs."""
     rows: list[list] = []
-    for method, epochs in itertools.product(REUSED, REUSE):
-        names = [name for task in ON for name in names_of(task, method, flags=reuse(method, epochs))]
+    for method, epochs in itertools.product(REUSE_METHODS, PASSES):
+        names = [name for task in REUSE_TASKS for name in names_of(task, method, flags=reuse(method, epochs))]
         found = [results[name] for name in names if name in results]
         rows.append([METHODS[method], epochs])
         for outputs in OUTPUTS:
@@ -276,7 +279,10 @@ def efficiency_table(results: Results) -> Table:
             shares = [r.value(line=i) for r, i in zip(found, at, strict=True) if i is not None]
             rows[-1].append(percent(statistics.mean(shares)) if len(shares) == len(names) else None)
         rows[-1].append(round(statistics.mean(map(of.steps, found))) if found else None)
-    text = f"Right, in %, the mean of {' and '.join(ON)} and {len(SEEDS)} seeds, after so many sampled outputs (`{LEARNERS}`)."
+    text = (
+        f"Right, in %, the mean of {' and '.join(REUSE_TASKS)} and {len(SEEDS)} seeds, after so many sampled outputs "
+        f"(`{LEARNERS}`)."
+    )
     header = ["method", "passes over the outputs", *(f"{n:,} outputs" for n in OUTPUTS), "gradient steps"]
     return "Data efficiency", text, header, rows
 

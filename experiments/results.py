@@ -30,7 +30,7 @@ from support import REPOSITORY
 from support.errors import input_errors
 from support.files import read_lines, write_lines
 from support.settings import as_values, flag
-from support.tables import AFTER, aligned, percent, wilson
+from support.tables import FINAL_COLUMNS, aligned, percent, wilson
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
@@ -396,4 +396,4 @@ def table_of(runs: Results) -> str:
                 shares = map(percent, [run.value("correct", 0, task), *(run.value(key, -1, task) for key in keys)])
                 label = f"  {name}" if len(runs) > 1 else task or "all tasks"
                 rows.append((label, *shares, f"{run.lines[-1]['sampled']:,}", f"{run.seconds()[-1]:.0f}"))
-    return aligned((*AFTER, "samples", "sampled", "seconds"), rows)
+    return aligned((*FINAL_COLUMNS, "samples", "sampled", "seconds"), rows)

@@ -36,7 +36,7 @@ def ask(learners: list[Learner], examples: list[Example], settings: hir.Settings
             for instruction, asks_for in ASKS_FOR.items():
                 print(f"\n   {asks_for.strip()}")
                 for name, learner in zip(names, learners, strict=True):
-                    tell_answer(name, learner, instruction, example, settings)
+                    print_answer(name, learner, instruction, example, settings)
             print(flush=True)
     except (EOFError, KeyboardInterrupt):  # Ctrl-D, Ctrl-C
         print()
@@ -60,7 +60,7 @@ def questions(examples: list[Example]) -> Iterator[Example]:
         yield example
 
 
-def tell_answer(name: str, learner: Learner, instruction: str, example: Example, settings: hir.Settings) -> None:
+def print_answer(name: str, learner: Learner, instruction: str, example: Example, settings: hir.Settings) -> None:
     """Print a model's greedy answer under an instruction, its probability, and those of the options in its place."""
     model, tokenizer, column = learner.model, learner.tokenizer, list(ASKS_FOR).index(instruction)
     prompts = [hir.prompt(instruction, example.question)]

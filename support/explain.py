@@ -32,22 +32,22 @@ def explain(learners: list[Learner], examples: list[Example], settings: hir.Sett
     rng, generator = seeds(run.seed, 0)
     if run.method != "hir":
         print(f"This is an iteration of HIR. That of --method {run.method} is not explained.")
-    tell_questions(examples)
+    print_questions(examples)
     samples = hir.sample_online(learner, examples, settings, generator)
     before = [log_probs(learner, s) for s in samples]
-    tell_samples(samples[: settings.online_samples], before, settings)
+    print_samples(samples[: settings.online_samples], before, settings)
     relabeled = hir.relabel(samples, learner.tokenizer, settings, rng)
-    tell_relabeled([e for e in relabeled if e.question == examples[0].question], learner)
+    print_relabeled([e for e in relabeled if e.question == examples[0].question], learner)
     rate = learner.scheduler.get_last_lr()[0]
     groups = make_groups(relabeled)
     terms = partial(hir.loss_terms, learner.model, learner.tokenizer, settings=settings)
     learner.gradient_step(groups, terms, partial(hir.final_loss, settings=settings))
-    tell_loss(learner.finish_iteration()[0], *count(groups), settings)
+    print_loss(learner.finish_iteration()[0], *count(groups), settings)
     after = [log_probs(learner, s) for s in samples]
-    tell_change(examples, samples, before, after, rate)
+    print_change(examples, samples, before, after, rate)
 
 
-def tell_questions(examples: list[Example]) -> None:
+def print_questions(examples: list[Example]) -> None:
     """Print the first question as it is asked, and the text and right answer of the others."""
     first, *others = examples
     heading(
@@ -58,7 +58,7 @@ def tell_questions(examples: list[Example]) -> None:
         print(f"\n   Question {number}\n{indented(example.question)}\n   {would_be_right(example)}")
 
 
-def tell_samples(samples: list[hir.Sample], log_p: list[list[float]], settings: hir.Settings) -> None:
+def print_samples(samples: list[hir.Sample], log_p: list[list[float]], settings: hir.Settings) -> None:
     """Print the answers to the first question and the feedback on them."""
     temperature = settings.sampling_temperature
     heading(f"2. {len(samples)} answers to it, drawn at temperature {temperature:g}, judged")
@@ -67,7 +67,7 @@ def tell_samples(samples: list[hir.Sample], log_p: list[list[float]], settings: 
         print(f"  {log_prob:6.2f}  {s.verdict:9}  {quoted(s.output)}")
 
 
-def tell_relabeled(examples: list[TrainingExample], learner: Learner) -> None:
+def print_relabeled(examples: list[TrainingExample], learner: Learner) -> None:
     """Print each output, and each part of one, with the instruction that it fulfills."""
     heading("3. Relabeled: each answer, and each part of one, with the instruction that it fulfills (Sec. 4.2)")
     print("   instruction       given ▸ learned")
@@ -78,7 +78,7 @@ def tell_relabeled(examples: list[TrainingExample], learner: Learner) -> None:
         print(f"   {ASKS_FOR[e.instruction]}  " + f"{given} ▸ {learned}{end}".strip())
 
 
-def tell_loss(losses: dict[str, float], num_tokens: int, num_examples: int, settings: hir.Settings) -> None:
+def print_loss(losses: dict[str, float], num_tokens: int, num_examples: int, settings: hir.Settings) -> None:
     """Print the terms of Eq. 6."""
     heading(f"4. The loss on all of them: {num_examples} answers and parts, {num_tokens} tokens (Sec. 4.3)")
     ignored = f"{math.log(2):.4f} if instructions make no difference"
@@ -93,7 +93,7 @@ def tell_loss(losses: dict[str, float], num_tokens: int, num_examples: int, sett
     print(f"        = L_final      {total:8.4f}   Eq. 6")
 
 
-def tell_change(examples: list[Example], samples: list[hir.Sample], before: list, after: list, rate: float) -> None:
+def print_change(examples: list[Example], samples: list[hir.Sample], before: list, after: list, rate: float) -> None:
     """Print what the gradient step did to each answer under both instructions."""
     heading(f"5. After one gradient step with learning rate {rate:g}: log P of each answer under both instructions")
     print(f"   question  feedback   {ASKS_FOR[hir.CORRECT]:19}{ASKS_FOR[hir.WRONG]:19}answer")

@@ -8,7 +8,7 @@ from support.errors import InputError, input_errors
 
 SHAPE = '{"examples": [{"input": "...", "target": "..."}, ...]}'
 WORD = r"[A-Za-z_]"
-ASIDE = (  # what may be where JSON goes wrong, what to call it, and the remedy
+FOREIGN = (  # what may be where JSON goes wrong, what to call it, and the remedy
     (r"//|/\*|#", "a comment", "JSON has none, so delete it"),
     (r"'", "a single quote", 'write double quotes: "..."'),
     (r"[“”„«»‘’]", "a typographic quotation mark", 'write the straight one: "'),
@@ -61,7 +61,7 @@ def _diagnosis(text: str, error: json.JSONDecodeError) -> tuple[int, str, str]:
             "a second object begins here, after the end of the first",
             f"put all examples into one list: {SHAPE}",
         )
-    for form, found, remedy in () if kind.startswith(("Invalid", "Unterminated")) else ASIDE:
+    for form, found, remedy in () if kind.startswith(("Invalid", "Unterminated")) else FOREIGN:
         if re.match(form, here) and not (form == WORD and kind.startswith("Expecting ','")):
             return start, f"there is {found}", remedy
     if not here:

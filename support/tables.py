@@ -11,8 +11,8 @@ from support import processes
 
 # The cost of an output relative to a greedy answer: to sample it, and to learn from it once. Measured on t5-mini.
 SAMPLING, TRAINING = 0.5, 1.5
-FEW = 30  # questions; the interval of a share of one half then reaches 17 points to either side
-AFTER = ("before", "after", "right", "obeyed", "malformed")
+FEW_QUESTIONS = 30  # questions; the interval of a share of one half then reaches 17 points to either side
+FINAL_COLUMNS = ("before", "after", "right", "obeyed", "malformed")
 
 
 def say(text: str) -> None:
@@ -90,23 +90,23 @@ def before_and_after(first: dict, last: dict) -> str:
 
     For a model that was not trained, the first line is also the last, and there is no "before".
     """
-    rows, header = [], AFTER if first is not last else (f"{'right':>11}", *AFTER[2:])
+    rows, header = [], FINAL_COLUMNS if first is not last else (f"{'right':>11}", *FINAL_COLUMNS[2:])
     for task, after in last["tasks"].items():
         shares = [after[key] for key in ("correct", "wrong", "obeyed", "malformed")]
         before = [first["tasks"][task]["correct"]] if first is not last else []
         rows.append((shortened(task), *map(percent, before + shares)))
     n = min(after["n"] for after in last["tasks"].values())
     low, high = wilson(0.5, n)
-    told = f"95 % intervals reach {50 * (high - low):.0f} points to either side, less near 0 and 100"
-    if n < FEW:
-        told = f"too few to tell; even 100.0 stands for {100 * wilson(1, n)[0]:.0f} to 100 % (95 % interval)"
+    precision = f"95 % intervals reach {50 * (high - low):.0f} points to either side, less near 0 and 100"
+    if n < FEW_QUESTIONS:
+        precision = f"too few to tell; even 100.0 stands for {100 * wilson(1, n)[0]:.0f} to 100 % (95 % interval)"
     width = max(len(row[0]) for row in rows)
     asked = f"{'asked for':>{width}}  {'the correct':{12 if first is not last else 11}} a wrong answer"
-    return f"{asked}\n{aligned(header, rows)}\n{counted(n, 'question')}: {told}"
+    return f"{asked}\n{aligned(header, rows)}\n{counted(n, 'question')}: {precision}"
 
 
 def shortened(name: str) -> str:
-    """A name shortened to leave room for `AFTER` in 80 columns."""
+    """A name shortened to leave room for `FINAL_COLUMNS` in 80 columns."""
     return name if len(name) <= 40 else f"{name[:18]}...{name[-19:]}"
 
 

@@ -11,9 +11,8 @@ import hir
 from bigbench_tasks import expand, generate, load, split
 from support import own_feedback, task_files
 from support.errors import InputError
-from support.tables import say
+from support.tables import FEW_QUESTIONS, say
 
-FEW = 10  # test questions: with so few, each is worth 10 points of accuracy
 PROBLEMS = (  # of targets, as `task_files.doubts` counts them
     "are none of the options, so judged as free text",
     'name an option, though none was found; write "options": [...]',
@@ -32,7 +31,8 @@ def check_questions(run: Any, tests: Mapping[str, list], num_questions: int) -> 
         return
     for line in () if run.data == "official" else remarks(list(tests), run.data):
         say(line)
-    few = [f"{task} has {len(tests[task])}" for task in tests if len(tests[task]) < min(FEW, run.test_size or FEW)]
+    enough = min(FEW_QUESTIONS, run.test_size or FEW_QUESTIONS)
+    few = [f"{task} has {len(tests[task])}" for task in tests if len(tests[task]) < enough]
     if few:
         say(f"Few test questions, so that accuracies say little: {', '.join(few)}.")
 
