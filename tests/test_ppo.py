@@ -11,7 +11,8 @@ import torch
 import hir
 import train
 from baselines import ppo
-from bigbench_tasks import TASKS, generate
+from bigbench_tasks import TASKS, Example, generate
+from experiments import critic
 from hir import CORRECT
 from model_t5 import load_checkpoint
 from support import REPOSITORY
@@ -162,6 +163,21 @@ def test_critic_learns_what_makes_a_question_hard():
     _, measured = ppo.roll_out(learner, state, samples_of(2), settings.method)
     assert measured["explained_variance"] > 0.5
     assert torch.equal(learner.model.shared.weight, before)  # the policy does not move
+
+
+def test_what_a_critic_can_explain_at_most():
+    """Outputs of hard and easy questions, right in 1 and 9 of 10: what is known before the output, and once it is written."""
+    rng = random.Random(0)
+    samples = []
+    for i in range(100):
+        outcomes = [rng.random() < (0.1, 0.9)[i % 2] for _ in range(50)]
+        samples += [hir.Sample(Example(f"{i}", ()), (7, int(r)), "", "right" if r else "wrong", 1) for r in outcomes]
+    found = critic.ceilings(samples)
+    assert found["before_output"] == pytest.approx(0.4**2 / 0.25, abs=0.03)
+    # The first token tells nothing.
+    assert found["before_answer"] == found["all_tokens"] == pytest.approx(found["before_output"])
+    assert critic.explainable([(s, 2) for s in samples]) == 1
+    assert critic.explainable([(replace(s, verdict="right"), 0) for s in samples]) == 0
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
