@@ -216,7 +216,7 @@ def relabel(
 
 
 def sub_output(s: Sample, tokenizer: Tokenizer, rng: random.Random) -> TrainingExample:
-    """A random part of an output, given the tokens before it in the encoder's input, as in the authors' code.
+    """A random part of an output, given the tokens before it in the encoder's input, following the authors' code.
 
     It begins and ends at multiples of two tokens. A part of a wrong output fulfills CORRECT if it lies within the answer,
     does not end it, and the answer up to the part's end is contained in a right one.

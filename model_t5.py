@@ -107,7 +107,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """x (B, T, D) attends to keys and values (B, H, S, d); bias broadcasts to (B, H, T, S) -> (B, T, D).
 
-        Written out: on a CPU, F.scaled_dot_product_attention takes up to 1.6 times as long while the bias is trained,
+        Written out: on a CPU, F.scaled_dot_product_attention takes up to twice as long while the bias is trained,
         and is within a few per cent otherwise.
         """
         scores = self.split_heads(self.q(x)) @ keys.transpose(-1, -2)  # (B, H, T, S)
