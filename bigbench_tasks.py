@@ -77,10 +77,8 @@ def _example(task: str, entry: dict, rng: random.Random | None) -> Example:
     """The question for one entry of a task file; `rng` shuffles the options, None leaves them as they are."""
     steps = entry.get("steps", "")
     if "target_scores" not in entry:
-        targets = entry["target"] if isinstance(entry["target"], list) else [entry["target"]]
-        targets = sorted(
-            targets, key=lambda target: not target.isdigit()
-        )  # "3" before "three", as in the authors' code
+        # "3" before "three", as in the authors' code
+        targets = sorted(entry["target"], key=lambda target: not target.isdigit())
         return Example(_stem(entry), tuple(targets), task=task, steps=steps)
     options = list(entry["target_scores"])
     if rng:

@@ -94,9 +94,7 @@ def parse_number(text: str) -> int | None:
     """The whole number named by a numeral or an English number word below one hundred; None if there is none."""
     text = normalize(text)
     # The bound keeps absurd outputs away from int(), which refuses very long numerals with an exception.
-    if re.fullmatch(r"-?[0-9]{1,18}", text):
-        return int(text)
-    return _NUMBERS.get(text.replace("-", ""))
+    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else _NUMBERS.get(text.replace("-", ""))
 
 
 # The scorers of tasks whose kind of answer cannot be inferred.

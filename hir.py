@@ -3,7 +3,7 @@ r"""Hindsight Instruction Relabeling (Zhang et al., ICML 2023), in the paper's o
     the instructions, Algorithm 1             CORRECT, WRONG, prompt, hindsight_instruction_relabeling
     1. online sampling          (Sec. 4.1)    sample_online, make_sample, sample_tokens, sampling_loop, next_token
     2. relabeling               (Sec. 4.2)    relabel, sub_output
-    3. the objectives           (Sec. 4.3)    supervised_loss, contrastive_loss, entropy_loss, final_loss (Eq. 3-6)
+    3. the objectives           (Sec. 4.3)    supervised_loss, contrastive_loss, entropy_loss, final_loss (Eq. 3-6), learn
 
 Letters in shapes: B questions, N samples per question, R = B N rows, S source length, T output length, D hidden size,
 V vocabulary; E training examples, K contexts (an instruction with a question) under which each is scored, M tokens.
@@ -79,8 +79,6 @@ def hindsight_instruction_relabeling(
     iterations: Iterable[int], seed: int,
 ) -> Iterator[Iteration]:  # fmt: skip
     """Algorithm 1. Yields after each iteration what was sampled, and what its last epoch trained on."""
-    terms = partial(loss_terms, learner.model, learner.tokenizer, settings=settings)  # Eq. 3-5
-    total = partial(final_loss, settings=settings)  # Eq. 6
     for iteration in iterations:
         rng, generator = seeds(seed, iteration)
         # Online sampling, all T rounds of the paper in one call: answer under CORRECT, append to D_online.
@@ -90,7 +88,7 @@ def hindsight_instruction_relabeling(
         for _ in range(settings.train_epochs):
             examples = relabel(replay.draw(rng), learner.tokenizer, settings, rng)
             for batch in make_batches(examples, settings.train_batch_size, rng):
-                learner.gradient_step(batch, terms, total)
+                learn(learner, batch, settings)
         yield Iteration(samples, examples)
 
 
@@ -128,9 +126,8 @@ def sample_tokens(
 ) -> list[list[tuple[int, ...]]]:  # fmt: skip
     """Draw `num_samples` outputs for each prompt; temperature 0 is greedy decoding. Shape of the result: (prompts, N).
 
-    An output is its token ids, up to and including `</s>` if there is one. All randomness is one uniform number per
-    token, drawn up front from `generator` (on the CPU), so batching, early stopping and the number of processes change an
-    output by rounding at most.
+    An output is its token ids, up to and including `</s>` if there is one. All randomness is one uniform number per token,
+    drawn up front from `generator` (on the CPU), so batching and the number of processes change outputs by rounding at most.
     """
     if isinstance(prompts, str):
         raise TypeError("prompts must be a list of texts, not a single text: pass [prompt]")
@@ -146,13 +143,10 @@ def sample_tokens(
 
 
 def sampling_loop(model: T5, input_ids: Tensor, attention_mask: Tensor, temperature: float, noise: Tensor) -> Tensor:
-    """Sample token by token: (B, S) sources and (B, N, T) uniform noise -> (B, N, T) ids, padded after `</s>`.
-
-    A question is encoded once, and its N samples share the resulting cross-attention keys and values.
-    """
+    """Sample token by token: (B, S) sources and (B, N, T) uniform noise -> (B, N, T) ids, padded after `</s>`."""
     config, device, noise = model.config, input_ids.device, noise.to(input_ids.device)
     num_questions, num_samples, max_new_tokens = noise.shape
-    encoder_hidden_states = model.encode(input_ids, attention_mask)  # (B, S, D)
+    encoder_hidden_states = model.encode(input_ids, attention_mask)  # (B, S, D); a question's N samples share them
     cache = model.start_cache(encoder_hidden_states, attention_mask, num_samples, max_new_tokens)
     output_ids = torch.full(noise.shape, config.pad_token_id, device=device)
     running = torch.arange(num_questions, device=device)  # the questions that are still being answered
@@ -293,6 +287,12 @@ def loss_terms(model: T5, tokenizer: Tokenizer, groups: list[Group], settings: S
     if settings.beta:
         terms["entropy"] = entropy_loss(learned, labels, normalized=True)
     return terms
+
+
+def learn(learner: Learner, groups: list[Group], settings: Settings, dropout: bool = True) -> None:
+    """One gradient step on L_final (Eq. 6)."""
+    terms = partial(loss_terms, learner.model, learner.tokenizer, settings=settings)
+    learner.gradient_step(groups, terms, partial(final_loss, settings=settings), dropout)
 
 
 def _select(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -358,16 +358,13 @@ class Tokenizer:
         """extra_ids: the number of sentinels; None: what tokenizer_config.json beside the vocabulary says, else 100."""
         self.pieces = checkpoint_files.read_spiece(Path(spiece_path))
         self.extra_ids = checkpoint_files.read_extra_ids(Path(spiece_path).parent) if extra_ids is None else extra_ids
+        # The output layer of published models is padded to a few more entries.
+        self.vocab_size = self.pieces.get_piece_size() + self.extra_ids
         self.pad_token_id, self.eos_token_id = self.pieces.pad_id(), self.pieces.eos_id()
         self.without_text = {self.pad_token_id, self.eos_token_id, self.pieces.unk_id()}
         self.special = {self.pieces.id_to_piece(i): i for i in self.without_text}
         self.special |= {f"<extra_id_{i}>": self.vocab_size - 1 - i for i in range(self.extra_ids)}
         self.special_pattern = re.compile(f"({'|'.join(map(re.escape, self.special))})")
-
-    @property
-    def vocab_size(self) -> int:
-        """Pieces and sentinels. The output layer of published models is padded to a few more entries."""
-        return self.pieces.get_piece_size() + self.extra_ids
 
     def encode(self, text: str) -> list[int]:
         """Token ids, ending in `</s>`."""

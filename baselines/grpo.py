@@ -25,7 +25,7 @@ from torch import Tensor
 from baselines.imitation import Questions
 from baselines.ppo import Rollout, surrogate, token_columns, token_log_probs
 from hir import CORRECT, Sample, Settings, sample_online
-from support.batches import make_batches
+from support.batches import Group, make_batches
 from support.learner import Iteration, Learner
 from support.seeds import seeds
 from support.settings import setting
@@ -42,14 +42,9 @@ class GRPOSettings:
 
 
 def group_relative_policy_optimization(
-    learner: Learner,
-    _: None,
-    questions: Questions,
-    settings: Settings,
-    iterations: Iterable[int],
-    seed: int,
+    learner: Learner, _: None, questions: Questions, settings: Settings, iterations: Iterable[int], seed: int,
     own: GRPOSettings,
-) -> Iterator[Iteration]:
+) -> Iterator[Iteration]:  # fmt: skip
     """GRPO: sample, compare within groups, take epochs of clipped steps. Yields what each iteration did."""
     terms = partial(loss_terms, learner, settings=settings, own=own)
     for iteration in iterations:
@@ -91,9 +86,7 @@ def group_advantages(rewards: Tensor, divide: bool) -> Tensor:
     return centered / (rewards.std(dim=1, correction=0, keepdim=True) + 1e-6) if divide else centered
 
 
-def loss_terms(
-    learner: Learner, groups: list[list[Rollout]], settings: Settings, own: GRPOSettings
-) -> dict[str, Tensor]:
+def loss_terms(learner: Learner, groups: list[Group], settings: Settings, own: GRPOSettings) -> dict[str, Tensor]:
     r"""The surrogate, a mean over outputs (Shao et al., Eq. 3, to be minimized), and further statistics to log.
 
         L = 1/R sum_i 1/n_i sum_t -min(rho_it A_i, clip(rho_it, 1 - eps, 1 + eps) A_i)

@@ -6,10 +6,9 @@ Both train on L_supervise (Eq. 3) alone, with HIR's sampler, replay set, batches
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 
 from bigbench_tasks import Example, answer_text
-from hir import CORRECT, Sample, Settings, final_loss, loss_terms, relabel, sample_online
+from hir import CORRECT, Settings, learn, sample_online
 from model_t5 import Tokenizer
 from support.batches import TrainingExample, make_batches
 from support.learner import Iteration, Learner
@@ -20,14 +19,9 @@ Questions = Callable[[int], list[Example]]  # of an iteration
 
 
 def fine_tuning(
-    learner: Learner,
-    _: None,
-    questions: Questions,
-    settings: Settings,
-    iterations: Iterable[int],
-    seed: int,
+    learner: Learner, _: None, questions: Questions, settings: Settings, iterations: Iterable[int], seed: int,
     answers: str,
-) -> Iterator[Iteration]:
+) -> Iterator[Iteration]:  # fmt: skip
     """Supervised fine-tuning: imitate the official answers, in the form that `demonstrations` describes."""
     for iteration in iterations:
         rng, _ = seeds(seed, iteration)
@@ -46,7 +40,8 @@ def final_answer_rl(
         samples = sample_online(learner, questions(iteration), settings, generator)
         replay.append(samples)
         for _ in range(settings.train_epochs):
-            examples = right_outputs(replay.draw(rng), learner.tokenizer, settings)
+            right = [s for s in replay.draw(rng) if s.verdict == "right"]
+            examples = [TrainingExample(CORRECT, s.example.question, s.tokens) for s in right]  # without sub-outputs
             imitate(learner, examples, settings, rng)
         yield Iteration(samples, examples)
 
@@ -55,8 +50,7 @@ def imitate(learner: Learner, examples: list[TrainingExample], settings: Setting
     """One epoch of L_supervise. Everything but the loss is HIR's (Sec. A.1)."""
     settings = replace(settings, alpha=0.0, beta=0.0)
     for batch in make_batches(examples, settings.train_batch_size, rng):
-        terms = partial(loss_terms, learner.model, learner.tokenizer, settings=settings)
-        learner.gradient_step(batch, terms, partial(final_loss, settings=settings))
+        learn(learner, batch, settings)
 
 
 def demonstrations(examples: list[Example], tokenizer: Tokenizer, answers: str = "letters") -> list[TrainingExample]:
@@ -76,9 +70,3 @@ def demonstrations(examples: list[Example], tokenizer: Tokenizer, answers: str =
 def chain_of_thought(example: Example, answer: str) -> str:
     """`Bob, Eve, Eve. So the answer is red ball.`, or the answer alone if the question comes without steps."""
     return f"{example.steps}. So the answer is {answer}" if example.steps else answer
-
-
-def right_outputs(samples: Iterable[Sample], tokenizer: Tokenizer, settings: Settings) -> list[TrainingExample]:
-    """The samples with the right answer, in full: only HIR has sub-outputs."""
-    right = (sample for sample in samples if sample.verdict == "right")
-    return relabel(right, tokenizer, replace(settings, sub_output="none"), random.Random(0))

@@ -249,7 +249,7 @@ def clipped_policy_loss(ratio: Tensor, advantages: Tensor, clip: float) -> Tenso
 
 
 def surrogate(
-    learner: Learner, groups: list[list[Rollout]], temperature: float, clip: float
+    learner: Learner, groups: list[Group], temperature: float, clip: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped policy loss of each token, (M,), and further statistics to log, each a mean over tokens."""
     device = learner.model.device
@@ -263,20 +263,18 @@ def surrogate(
     }
 
 
-def concatenated(groups: list[list[Rollout]], name: str, device: torch.device) -> Tensor:
+def concatenated(groups: list[Group], name: str, device: torch.device) -> Tensor:
     """The rollouts' attribute of this name for all tokens, (M,)."""
     return torch.cat([getattr(rollout, name) for group in groups for rollout in group]).to(device)
 
 
-def policy_terms(
-    learner: Learner, groups: list[list[Rollout]], settings: Settings, own: PPOSettings
-) -> dict[str, Tensor]:
+def policy_terms(learner: Learner, groups: list[Group], settings: Settings, own: PPOSettings) -> dict[str, Tensor]:
     """The terms of the policy's loss on some rollouts, and further statistics to log; each a mean over tokens."""
     losses, logged = surrogate(learner, groups, settings.sampling_temperature, own.ppo_clip)
     return {"policy": losses.mean(), **logged}
 
 
-def value_terms(critic: Learner, groups: list[list[Rollout]]) -> dict[str, Tensor]:
+def value_terms(critic: Learner, groups: list[Group]) -> dict[str, Tensor]:
     """The critic's loss: half the squared error, a mean over tokens."""
     errors = token_values(critic, groups) - concatenated(groups, "returns", critic.model.device)
     return {"value_loss": 0.5 * (errors**2).mean()}

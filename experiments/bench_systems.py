@@ -22,7 +22,7 @@ from model_t5 import T5, T5Config, Tokenizer, load_checkpoint, save_checkpoint
 from support import REPOSITORY
 from support.batches import TrainingExample, make_groups, pad
 from support.learner import Learner
-from support.machine import MachineSettings, fuse_kernels, keep_freed_memory
+from support.machine import MachineSettings, keep_freed_memory, place
 
 FLAN = {"d_kv": 64, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 SHAPES = {
@@ -69,11 +69,8 @@ def open_ours(job: Job) -> tuple[T5, Tokenizer]:
     if job.shape != "mini":
         torch.manual_seed(0)
         model = T5(SHAPES[job.shape]).eval()
-    model.compute_dtype = getattr(torch, job.dtype)
-    model.gradient_checkpointing = job.micro_batch_size > 0
-    if job.compile:
-        fuse_kernels(model)
-    return model.to(job.device), tokenizer
+    machine = MachineSettings(compile=job.compile, gradient_checkpointing=job.micro_batch_size > 0)
+    return place(model, machine, torch.device(job.device), getattr(torch, job.dtype)), tokenizer
 
 
 def folder(job: Job) -> Path:
@@ -128,11 +125,9 @@ def our_step(examples: Callable[[Job, Tokenizer], list[TrainingExample]], job: J
     model, tokenizer = open_ours(job)
     groups, settings = make_groups(examples(job, tokenizer)), hir.Settings(learning_rate=LEARNING_RATE, **settings)
     learner = Learner(model, tokenizer, MachineSettings(micro_batch_size=job.micro_batch_size), settings)
-    terms = partial(hir.loss_terms, model, tokenizer, settings=settings)
-    total = partial(hir.final_loss, settings=settings)
 
     def run() -> float:
-        learner.gradient_step(groups, terms, total)
+        hir.learn(learner, groups, settings)
         return learner.steps.pop()["supervised"]
 
     return run
@@ -243,10 +238,8 @@ def hir_authors(job: Job) -> Callable:
         for example in outputs:
             other = hir.WRONG if example.instruction == hir.CORRECT else hir.CORRECT
             labels = torch.tensor([example.output])
-            own, again, others = (
-                model(**sources(tokenizer, [hir.prompt(instruction, example.question)]), labels=labels).logits.float()
-                for instruction in (example.instruction, example.instruction, other)
-            )
+            texts = [hir.prompt(p, example.question) for p in (example.instruction, example.instruction, other)]
+            own, again, others = (model(**sources(tokenizer, [text]), labels=labels).logits.float() for text in texts)
             shares = torch.stack([-hir.supervised_loss(logits, labels) for logits in (again, others)]).log_softmax(0)
             supervised = hir.supervised_loss(own, labels, smoothing)
             contrastive = -(1 - smoothing) * shares[0] - smoothing * shares[1]

@@ -9,13 +9,10 @@ PPO's critic is then fitted to the outcomes of other outputs, of ever more quest
 not change meanwhile, which makes this easier than in PPO. Each task becomes a line of results/critic.jsonl.
 """
 
-import argparse
 import json
 import random
 import statistics
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import hir
 import train
@@ -28,8 +25,10 @@ from support.learner import Learner
 from support.seeds import seeds
 
 RESULTS = REPOSITORY / "results" / "critic.jsonl"
+TASKS = "logical_deduction_three_objects,geometric_shapes"
+SETTINGS = f"--method ppo --task {TASKS} --ppo-value-learning-rate 1e-3 --ppo-kl-coef 0"
 QUESTIONS, OUTPUTS = 40, 64  # for what can be explained
-FITTED, RATE, EPOCHS = (100, 800, 3200), "1e-3", 4  # for what the critic explains: outputs, learning rate, passes
+FITTED, EPOCHS = (100, 800, 3200), 4  # for what the critic explains: outputs, passes over them
 TESTED = 400  # outputs
 
 
@@ -64,22 +63,16 @@ def ceilings(samples: list[hir.Sample]) -> dict[str, float]:
 
 def explained(s: train.AllSettings, learner: Learner, seen: list[hir.Sample], unseen: list[hir.Sample]) -> float:
     """What the critic explains of new outputs, as an average over their tokens, after it was fitted to others."""
-    critic = ppo.PPO(learner, s.ppo)
-    rollouts, _ = ppo.roll_out(learner, critic, seen, s.method)
-    critic.critic.start_iteration(progress=0.0)
-    ppo.fit_critic(critic.critic, rollouts, EPOCHS, s.method.train_batch_size, random.Random(s.run.seed))
-    return round(ppo.roll_out(learner, critic, unseen, s.method)[1]["explained_variance"], 4)
+    state = ppo.PPO(learner, s.ppo)
+    rollouts, _ = ppo.roll_out(learner, state, seen, s.method)
+    state.critic.start_iteration(progress=0.0)
+    ppo.fit_critic(state.critic, rollouts, EPOCHS, s.method.train_batch_size, random.Random(s.run.seed))
+    return round(ppo.roll_out(learner, state, unseen, s.method)[1]["explained_variance"], 4)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--task", default="logical_deduction_three_objects,geometric_shapes")
-    parser.add_argument("--checkpoint", default="checkpoints/t5-mini")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    given = parser.parse_args(argv)
-    flags = ["--task", given.task, "--checkpoint", given.checkpoint, "--ppo-value-learning-rate", RATE]
-    s = train.parse_arguments(["--method", "ppo", *flags, "--ppo-kl-coef", "0"])
+    s = train.parse_arguments(SETTINGS.split())
     many = replace(s, run=replace(s.run, questions=QUESTIONS), method=replace(s.method, online_samples=OUTPUTS))
     learner, lines = Learner(*train.load_model(s.run, s.machine), s.machine, s.method), []
     for task in expand(s.run.task):
@@ -90,10 +83,9 @@ def main(argv: list[str] | None = None) -> int:
         for n in FITTED:
             line["explained"][n] = explained(s, learner, seen[:n], unseen)
         lines.append(line)
-        write_lines(given.results, lines)
+        write_lines(RESULTS, lines)
         print(json.dumps(line), flush=True)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

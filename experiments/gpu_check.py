@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,8 +47,7 @@ def outcome(job: DeviceJob) -> tuple:
         logits = model(**batch)[batch["labels"] != hir.IGNORE].float().cpu()
     answers = hir.sample(model, tokenizer, prompts(job, tokenizer), 1, 0.0, job.max_new_tokens)
     learner, groups = Learner(model, tokenizer, MachineSettings(), settings), make_groups(relabeled(job, tokenizer))
-    terms = partial(hir.loss_terms, model, tokenizer, settings=settings)
-    learner.gradient_step(groups, terms, partial(hir.final_loss, settings=settings), dropout=False)
+    hir.learn(learner, groups, settings, dropout=False)
     gradient = torch.cat([p.grad.flatten().cpu() for p in model.parameters()])
     return logits, answers, gradient, hir.final_loss(learner.steps[0], settings)
 

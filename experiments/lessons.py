@@ -9,29 +9,17 @@ from hir import prompt
 
 # Ways to ask; HIR's own instructions are not among them, so that a model first meets these in HIR.
 ASK_RIGHT = (
-    "Answer the question correctly.",
-    "Give the right answer to the question.",
-    "Find the correct answer.",
-    "What is the right answer?",
-    "Please answer correctly.",
-    "The answer must be correct.",
-    "Write the correct answer to this question.",
-    "Think and give a correct answer.",
-    "Solve this problem and be right.",
-    "Answer with a true answer.",
-)
+    "Answer the question correctly.", "Give the right answer to the question.", "Find the correct answer.",
+    "What is the right answer?", "Please answer correctly.", "The answer must be correct.",
+    "Write the correct answer to this question.", "Think and give a correct answer.",
+    "Solve this problem and be right.", "Answer with a true answer.",
+)  # fmt: skip
 ASK_WRONG = (
-    "Answer the question incorrectly.",
-    "Give a wrong answer to the question.",
-    "Find a wrong answer.",
-    "What is a wrong answer?",
-    "Please answer wrongly.",
-    "The answer must be wrong.",
-    "Write a wrong answer to this question.",
-    "Think and give an incorrect answer.",
-    "Solve this problem and be wrong.",
-    "Answer with a false answer.",
-)
+    "Answer the question incorrectly.", "Give a wrong answer to the question.", "Find a wrong answer.",
+    "What is a wrong answer?", "Please answer wrongly.", "The answer must be wrong.",
+    "Write a wrong answer to this question.", "Think and give an incorrect answer.",
+    "Solve this problem and be wrong.", "Answer with a false answer.",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,9 +32,7 @@ class Stage:
     asked_wrong: float  # how often a wrong answer is asked for
     right: tuple[float, float]  # shares of right answers: asked for a right one, asked for a wrong one
     runs: int = 1  # with different seeds, whose weights are averaged
-    right_in: dict[str, tuple[float, float]] = field(
-        default_factory=dict
-    )  # `right` for families that need other values
+    right_in: dict[str, tuple[float, float]] = field(default_factory=dict)  # `right`, where a family needs other values
 
 
 STAGES = {

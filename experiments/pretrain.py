@@ -8,12 +8,11 @@ it can, which leaves HIR something to elicit. If killed at any moment, the same 
 """
 
 import argparse
-import json
 import random
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import accumulate
 from pathlib import Path
@@ -22,17 +21,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+import train
 from baselines.imitation import chain_of_thought
 from bigbench_tasks import TASKS, generate
 from experiments.initial import SIZES, initial_model
 from experiments.lessons import ASK_RIGHT, ASK_WRONG, STAGES, Stage, lesson, right_answer
 from experiments.vocabulary import vocabulary
-from feedback import is_correct
-from hir import CORRECT, IGNORE, WRONG, prompt, sample, supervised_loss
+from hir import CORRECT, IGNORE, WRONG, prompt, supervised_loss
 from model_t5 import T5, Tokenizer, load_checkpoint, save_checkpoint
 from support import REPOSITORY, processes
 from support.batches import pad
-from support.files import read_lines, replacing, write_json, write_lines
+from support.files import read_lines, replacing, write_lines
 
 # Two tasks go first: among twelve at once, each is too rare for the model to learn its lookups.
 GROUPS = (("logical_deduction_three_objects", "tracking_shuffled_objects_three_objects"), tuple(TASKS))
@@ -148,7 +147,7 @@ def run_stage(name: str, stage: Stage, start: Path, out: Path, seed: int) -> Non
     average = load_checkpoint(start)[0].requires_grad_(False)
     model.train()
     parts = [model, average, *(optimizers := make_optimizers(model))]  # everything that is saved
-    progress, losses = restore(name, start, out, parts), []
+    progress, losses = restore(name, out, parts), []
     rank = processes.rank()
     saved = begin = time.monotonic()
     while progress.step < stage.steps:
@@ -165,7 +164,7 @@ def run_stage(name: str, stage: Stage, start: Path, out: Path, seed: int) -> Non
         now, over = time.monotonic(), progress.step >= stage.steps
         progress.seconds, begin = progress.seconds + now - begin, now
         if progress.step % REPORT_STEPS == 0 or over:
-            tested = test(average, tokenizer, stage) if progress.step % TEST_STEPS == 0 or over else {}
+            tested = test(average, tokenizer) if progress.step % TEST_STEPS == 0 or over else {}
             report(out, name, progress, learning_rate(stage, progress.step), losses, tested)
             losses, begin = [], time.monotonic()
         if rank == 0 and (now - saved > SAVE_SECONDS or over):
@@ -173,43 +172,32 @@ def run_stage(name: str, stage: Stage, start: Path, out: Path, seed: int) -> Non
             saved = now
 
 
-def restore(name: str, start: Path, out: Path, parts: list) -> Progress:
-    """Load the state of an interrupted stage; otherwise begin, for skill with the progress of the model in `start`."""
+def restore(name: str, out: Path, parts: list) -> Progress:
+    """Load the state of an interrupted stage; otherwise begin."""
     if (out / f"{name}.pt").exists():
         state = torch.load(out / f"{name}.pt", weights_only=True)
         for part, values in zip(parts, state["parts"], strict=True):
             part.load_state_dict(values)
         return Progress(**state["progress"])
-    if name != "skill":  # the skill stage has been completed
-        return Progress(
-            level=dict.fromkeys(TASKS, 1.0), exact=dict.fromkeys(TASKS, 0.5), groups=len(GROUPS), asked=len(GROUPS)
-        )
-    earlier = start / "progress.json"
-    return Progress(**json.loads(earlier.read_text())) if earlier.exists() else Progress()
+    if name == "skill":
+        return Progress()
+    reached = {"level": dict.fromkeys(TASKS, 1.0), "exact": dict.fromkeys(TASKS, 0.5)}  # by the skill stage
+    return Progress(**reached, groups=len(GROUPS), asked=len(GROUPS))
 
 
 def save(name: str, out: Path, parts: list, progress: Progress, tokenizer: Tokenizer) -> None:
-    """Write the state of a stage, and beside it the averaged model with only the progress."""
+    """Write the state of a stage, and beside it the averaged model."""
     state = {"parts": [part.state_dict() for part in parts], "progress": vars(progress)}
     with replacing(out / f"{name}.pt") as file:
         torch.save(state, file)
     save_checkpoint(out / name, parts[1], tokenizer)
-    write_json(out / name / "progress.json", vars(progress))
 
 
-def test(model: T5, tokenizer: Tokenizer, stage: Stage) -> dict[str, dict[str, float]]:
-    """Accuracy of greedy outputs on test questions, under the instructions that HIR will use."""
-    asked = {"correct": CORRECT, "wrong": WRONG} if stage.asked_wrong else {"correct": CORRECT}
-    shares = {}
-    for task in TASKS:
-        examples = generate(task, TEST_QUESTIONS, seed=1, part="test")
-        shares[task] = {}
-        for name, instruction in asked.items():
-            texts = [prompt(instruction, example.question) for example in examples]
-            outputs = sample(model, tokenizer, texts, temperature=0, max_new_tokens=112)
-            right = [is_correct(output, example) for (output,), example in zip(outputs, examples, strict=True)]
-            shares[task][name] = sum(right) / len(right)
-    return shares
+def test(model: T5, tokenizer: Tokenizer) -> dict[str, dict[str, float]]:
+    """The shares of train.evaluate on test questions, under the instructions that HIR will use."""
+    tests = {task: generate(task, TEST_QUESTIONS, seed=1, part="test") for task in TASKS}
+    settings = train.parse_arguments(["--max-new-tokens", "112"])
+    return train.evaluate(settings, model, tokenizer, tests)[0]
 
 
 def report(out: Path, name: str, progress: Progress, rate: float, losses: list[float], tested: dict) -> None:
@@ -241,13 +229,8 @@ def make_initial(directory: Path, size: str, seed: int) -> None:
     examples = [example for task in TASKS if task != "word_sorting" for example in generate(task, 3000, seed=0)]
     texts = [prompt("", example.question) for example in examples]
     texts += [chain_of_thought(example, right_answer(example)) for example in examples]
-    texts += 10 * [
-        *ASK_RIGHT,
-        *ASK_WRONG,
-        CORRECT,
-        WRONG,
-        *(e.question[:50] for e in generate("word_sorting", 1, seed=0)),
-    ]
+    (sorting,) = generate("word_sorting", 1, seed=0)
+    texts += 10 * [*ASK_RIGHT, *ASK_WRONG, CORRECT, WRONG, sorting.question[:50]]
     (directory / "spiece.model").write_bytes(vocabulary(texts))
     tokenizer = Tokenizer(directory / "spiece.model", extra_ids=0)
     save_checkpoint(directory, initial_model(size, tokenizer.vocab_size, seed), tokenizer)
@@ -260,9 +243,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2, help="number of training processes, with one thread each")
     parser.add_argument("--out", type=Path, help="default: runs/pretrain-SIZE")
-    parser.add_argument("--steps", type=int, help="length of the skill stage, instead of the recipe's")
-    parser.add_argument("--start", type=Path, help="start from this model instead of a freshly initialized one")
-    parser.add_argument("--until", choices=STAGES, default="carelessness", help="last stage")
     options = parser.parse_args()
     if options.processes > 1 and not processes.launched():
         launch = ["-m", "torch.distributed.run", f"--nproc_per_node={options.processes}", "--standalone"]
@@ -272,21 +252,18 @@ def main() -> None:
         dist.init_process_group("gloo", timeout=timedelta(hours=6))  # a paused process is waited for
     out = options.out or REPOSITORY / "runs" / f"pretrain-{options.size}"
     out.mkdir(parents=True, exist_ok=True)
-    if options.start is None and processes.rank() == 0:
-        make_initial(out / "initial", options.size, options.seed)
+    start = out / "initial"
+    if processes.rank() == 0:
+        make_initial(start, options.size, options.seed)
     if dist.is_initialized():
         dist.barrier()
-    start = options.start or out / "initial"
     for name, stage in STAGES.items():
-        stage = replace(stage, steps=options.steps) if name == "skill" and options.steps else stage
         parts = [name] if stage.runs == 1 else [f"{name}-{i}" for i in range(stage.runs)]
         for i, part in enumerate(parts):
             run_stage(part, stage, start, out, options.seed + i)
         if len(parts) > 1 and processes.rank() == 0:
             average_models([out / part for part in parts], out / name)
         start = out / name
-        if name == options.until:
-            break
 
 
 if __name__ == "__main__":

@@ -31,20 +31,14 @@ METHODS = {"sft": "fine-tuning", "farl": "FARL", "ppo": "PPO", "grpo": "GRPO", "
 COLUMNS = {"none": "before", **METHODS}
 SEEDS = (0, 1, 2)
 FOUR = (  # the tasks of Tables 3 and 4; the paper has the first two in its own
-    "logical_deduction_three_objects",
-    "tracking_shuffled_objects_three_objects",
-    "object_counting",
-    "reasoning_about_colored_objects",
-)
+    "logical_deduction_three_objects", "tracking_shuffled_objects_three_objects",
+    "object_counting", "reasoning_about_colored_objects",
+)  # fmt: skip
 FAMILIES = ("logical_deduction", "tracking_shuffled_objects", "object_counting")  # run with the defaults of train.py
 SIZES = ("t5-nano", "t5-mini")
 VARIANTS = {  # of HIR, in Table 4: what differs
-    "sub-outputs: answer": "--sub-output answer",
-    "sub-outputs: encoder": "--sub-output encoder",
-    "sub-outputs: decoder": "--sub-output decoder",
-    "sub-outputs: none": "--sub-output none",
-    "replay: all": "--replay all",
-    "replay: last": "--replay last",
+    **{f"sub-outputs: {kind}": f"--sub-output {kind}" for kind in ("answer", "encoder", "decoder", "none")},
+    **{f"replay: {which}": f"--replay {which}" for which in ("all", "last")},
     "Eq. 4 over the batch": "--contrastive batch",
     "without the contrastive term": "--alpha 0",
     "without the entropy term": "--beta 0",
@@ -57,10 +51,8 @@ REUSE_METHODS, REUSE_TASKS = ("farl", "grpo", "hir"), (FOUR[0], FOUR[3])
 LEARNERS = "--iterations 16 --final-learning-rate 1 --interim-test-size 0"
 OFFICIAL = "--method none --data official --test-size 200"
 # The bundled models answer in words; only fine-tuning on the file teaches them letters.
-LEAK = (
-    "--data official --method sft --answers letters --questions 0 --iterations 3 --learning-rate 1e-3 "
-    "--final-learning-rate 1"
-)
+LEAK = "--data official --method sft --answers letters --questions 0 --iterations 3 --learning-rate 1e-3"
+LEAK += " --final-learning-rate 1"
 ORDERS = ("official", "shuffled")
 
 
@@ -77,7 +69,7 @@ def names_of(task: str, method: str, size: str = "t5-mini", flags: str = "") -> 
 
 def variant(flags: str) -> str:
     """The flags by which a run of HIR differs from Table 2's; empty if that has them already."""
-    return "" if flags in search.found().get("hir", "") else flags
+    return "" if flags in search.best_flags().get("hir", "") else flags
 
 
 def reuse(method: str, epochs: int) -> str:
@@ -90,10 +82,9 @@ def planned_runs(runs: Path) -> dict[str, list[str]]:
     compared = [*itertools.product(TASKS, METHODS, ["t5-mini"], [""]), *itertools.product(FOUR, METHODS, SIZES, [""])]
     compared += itertools.product(FOUR, ["hir"], ["t5-mini"], map(variant, VARIANTS.values()))
     compared += [(task, "ppo", "t5-mini", NO_CRITIC) for task in FOUR]
-    compared += [
-        (task, m, "t5-mini", reuse(m, n)) for task, m, n in itertools.product(REUSE_TASKS, REUSE_METHODS, PASSES)
-    ]
-    settings, plan = search.found(), {}
+    reused = itertools.product(REUSE_TASKS, REUSE_METHODS, PASSES)
+    compared += [(task, method, "t5-mini", reuse(method, passes)) for task, method, passes in reused]
+    settings, plan = search.best_flags(), {}
     for family in FAMILIES:
         for seed, name in enumerate(names_of(family, "default", size="")):
             plan[name] = f"--task {family} --seed {seed}"
@@ -134,17 +125,15 @@ def of_method(results: Results, task: str, method: str, key: str = "correct", si
 
 def default_table(results: Results) -> Table:
     """What `python train.py --task FAMILY` does with its defaults."""
-    columns: dict[str, list] = {"task": [task for family in FAMILIES for task in expand(family)]}
-    for key, when in itertools.product(SHARES, ("before", "after")):
-        title = {"correct": "", "wrong": "wrong instruction, "}.get(key, f"{key}, ") + when
-        columns[title] = []
-        for family in FAMILIES:
-            names, line = names_of(family, "default", size=""), -1
-            if when == "before":
-                names, line = names[:1], 0
-            columns[title] += [measured(results, names, key, line, task) for task in expand(family)]
+    titles, rows = {"correct": "", "wrong": "wrong instruction, "}, []
+    header = [titles.get(key, f"{key}, ") + when for key in SHARES for when in ("before", "after")]
+    for family in FAMILIES:
+        names = names_of(family, "default", size="")
+        places = list(itertools.product(SHARES, ((names[:1], 0), (names, -1))))  # before, after
+        for task in expand(family):
+            rows.append([task, *(measured(results, runs, key, line, task) for key, (runs, line) in places)])
     text = f"`python train.py --task FAMILY --seed SEED`, {len(SEEDS)} seeds: % of the test questions. {SHARES_ADD_UP}"
-    return "The default runs", text, list(columns), list(map(list, zip(*columns.values(), strict=True)))
+    return "The default runs", text, ["task", *header], rows
 
 
 @cache
@@ -157,14 +146,10 @@ def chance(task: str) -> str | None:
 
 def search_table(results: Results) -> Table:
     """All trials of the search, each method's best first."""
-    rows = [
-        [METHODS[m], f"`{flags}`", *shares] for m in METHODS for *shares, flags in search.ranking(search.RESULTS, m)
-    ]
-    rows = [[method, flags, *map(percent, shares)] for method, flags, *shares in rows]
-    text = (
-        f"`python -m experiments.search`: {search.TRIALS} trials a method on {' and '.join(search.TASKS)}, in %, on "
-        "questions of the training part. What counts is the mean of the accuracies after each iteration."
-    )
+    found = [(METHODS[m], *trial) for m in METHODS for trial in search.ranking(search.RESULTS, m)]
+    rows = [[method, f"`{flags}`", *map(percent, shares)] for method, *shares, flags in found]
+    text = f"`python -m experiments.search`: {search.TRIALS} trials a method on {' and '.join(search.TASKS)}, in %, on "
+    text += "questions of the training part. What counts is the mean of the accuracies after each iteration."
     return "The search", text, ["method", "settings", "mean over iterations", "at the end", "malformed"], rows
 
 
@@ -192,19 +177,11 @@ def ranking_table(results: Results) -> Table:
         costs = [round(statistics.mean(map(cost, found))) if found else None for cost in (of.steps, of.seconds_of_work)]
         behind = leads.get(m) if m != "hir" else None
         rows.append([METHODS[m], averages.get(m), behind, ranks.get(m), soon, obeyed.get(m), *costs])
-    text = (
-        "Means over all tasks and seeds; intervals by a bootstrap over questions and seeds, the same ones for all methods. "
-        "Seconds are those of sampling and training on one core."
-    )
-    header = [
-        "method",
-        "right at the end",
-        "minus HIR",
-        "rank",
-        "mean over iterations",
-        "obeys when asked for a wrong answer",
-    ]
-    return "Ranking", text, [*header, "gradient steps", "seconds"], rows
+    text = "Means over all tasks and seeds; intervals by a bootstrap over questions and seeds, "
+    text += "the same ones for all methods. Seconds are those of sampling and training on one core."
+    header = ["method", "right at the end", "minus HIR", "rank", "mean over iterations"]
+    header += ["obeys when asked for a wrong answer", "gradient steps", "seconds"]
+    return "Ranking", text, header, rows
 
 
 def wrong_table(results: Results) -> Table:
@@ -260,10 +237,9 @@ def critic_table(results: Results) -> Table:
         share = f"{statistics.mean(explained):.2f}" if explained else None
         without = measured(results, names_of(task, "ppo", flags=NO_CRITIC))
         rows.append([task, share, of_method(results, task, "ppo"), without])
-    text = (
-        "The share of the variance of returns that the critic explains before it is trained on them, the mean from the third "
-        f"iteration on and over seeds; and right at the end, in %, with the critic and without (`{NO_CRITIC}`)."
-    )
+    text = "The share of the variance of returns that the critic explains before it is trained on them, the mean from "
+    text += "the third iteration on and over seeds; and right at the end, in %, with the critic and without "
+    text += f"(`{NO_CRITIC}`)."
     return "PPO's critic", text, ["task", "explained variance", "with the critic", "without"], rows
 
 
@@ -279,10 +255,8 @@ def efficiency_table(results: Results) -> Table:
             shares = [r.value(line=i) for r, i in zip(found, at, strict=True) if i is not None]
             rows[-1].append(percent(statistics.mean(shares)) if len(shares) == len(names) else None)
         rows[-1].append(round(statistics.mean(map(of.steps, found))) if found else None)
-    text = (
-        f"Right, in %, the mean of {' and '.join(REUSE_TASKS)} and {len(SEEDS)} seeds, after so many sampled outputs "
-        f"(`{LEARNERS}`)."
-    )
+    text = f"Right, in %, the mean of {' and '.join(REUSE_TASKS)} and {len(SEEDS)} seeds, "
+    text += f"after so many sampled outputs (`{LEARNERS}`)."
     header = ["method", "passes over the outputs", *(f"{n:,} outputs" for n in OUTPUTS), "gradient steps"]
     return "Data efficiency", text, header, rows
 
@@ -296,10 +270,8 @@ def leak_table(results: Results) -> Table:
         ["official order", measured(results, official), measured(results, official_on_shuffled)],
         ["shuffled options", measured(results, shuffled_on_official), measured(results, shuffled)],
     ]
-    text = (
-        "Fine-tuning on the letters of Date Understanding, whose file lists the right option first in 364 of 369 "
-        f"examples (`--task date_understanding {LEAK}`): test accuracy in %, {len(SEEDS)} seeds."
-    )
+    text = "Fine-tuning on the letters of Date Understanding, whose file lists the right option first in 364 of 369 "
+    text += f"examples (`--task date_understanding {LEAK}`): test accuracy in %, {len(SEEDS)} seeds."
     header = ["trained on", "tested in the official order", "tested on shuffled options"]
     return "The leak in Date Understanding", text, header, rows
 

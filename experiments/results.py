@@ -4,7 +4,6 @@ The result of a run is one small file in results/runs/: its config.json, the lin
 verdicts on its test answers, one letter per question.
 """
 
-import concurrent.futures
 import json
 import math
 import os
@@ -12,6 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -97,10 +97,8 @@ def difference(config: dict, arguments: list[str]) -> str:
     """The first setting, known to both, in which a run differs from these arguments; where it ran does not count."""
     wanted = _settings_that_matter(train.parse_arguments(arguments))
     made = config["run"] | config["settings"]
-    for name, value in wanted.items():
-        if name in made and made[name] != value:
-            return f"{flag(name)} {made[name]}, not {value}"
-    return ""
+    differing = (name for name in wanted if name in made and made[name] != wanted[name])
+    return next((f"{flag(name)} {made[name]}, not {wanted[name]}" for name in differing), "")
 
 
 def remarks(results: Results) -> list[str]:
@@ -134,12 +132,9 @@ def _settings_that_matter(s: train.AllSettings) -> dict:
 def make_runs(missing: dict[str, list[str]], runs: Path, results: Path, jobs: int) -> list[str]:
     """Make these runs, or resume them, `jobs` at a time. Returns the names of those that failed."""
     titles = [f"[{i}/{len(missing)}] {name}" for i, name in enumerate(missing, start=1)]
-    pool = concurrent.futures.ThreadPoolExecutor(jobs)
-    try:
+    with ThreadPoolExecutor(jobs) as pool:  # after Ctrl-C, `map` starts no further run
         made = pool.map(partial(_make_run, runs, results, jobs), missing, missing.values(), titles)
         return [name for name, succeeded in zip(missing, made, strict=True) if not succeeded]
-    finally:  # also after Ctrl-C
-        pool.shutdown(cancel_futures=True)
 
 
 def _make_run(runs: Path, results: Path, jobs: int, name: str, arguments: list[str], title: str) -> bool:
@@ -262,13 +257,9 @@ def seconds_of_work(result: Result) -> float:
 
 # One color per method in all plots, distinguishable with any color vision (Okabe and Ito, 2008).
 COLORS = {
-    "fine-tuning": "#000000",
-    "PPO": "#0072B2",
-    "FARL": "#009E73",
-    "GRPO": "#CC79A7",
-    "HIR": "#D55E00",
+    "fine-tuning": "#000000", "PPO": "#0072B2", "FARL": "#009E73", "GRPO": "#CC79A7", "HIR": "#D55E00",
     "all tasks": "#777777",
-}
+}  # fmt: skip
 CYCLE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 STYLE = {
     "figure.dpi": 150, "font.size": 8, "axes.titlesize": 8, "axes.titlelocation": "left", "axes.spines.top": False,
@@ -336,9 +327,8 @@ def draw_shares(path: Path, panels: dict[str, dict[str, tuple]]) -> None:
     with small_multiples(path, list(panels), 3, 1.5) as axes:
         for axis, methods in zip(axes, panels.values(), strict=False):
             labels = list(methods)[::-1]
-            correct, *rest = (
-                [100 * (share or 0) for share in column] for column in zip(*map(methods.get, labels), strict=True)
-            )
+            columns = zip(*map(methods.get, labels), strict=True)
+            correct, *rest = ([100 * (share or 0) for share in column] for column in columns)
             left = [0.0] * len(labels)
             for (part, color), widths in zip(parts.items(), rest, strict=True):
                 label = f"asked for a wrong answer: {part}" if any(widths) else None

@@ -42,10 +42,9 @@ GRIDS = {
 
 def trials(method: str) -> list[str]:
     """The flags of a method's trials: the same ones in every call."""
-    values = map(str.split, GRIDS[method].values())
-    grid = [
-        " ".join(itertools.chain(*zip(GRIDS[method], chosen, strict=True))) for chosen in itertools.product(*values)
-    ]
+    flags = GRIDS[method]
+    chosen = itertools.product(*map(str.split, flags.values()))
+    grid = [" ".join(itertools.chain(*zip(flags, values, strict=True))) for values in chosen]
     return random.Random(method).sample(grid, TRIALS)
 
 
@@ -59,13 +58,12 @@ def make_run(runs: Path, jobs: int, run: tuple[str, str, str]) -> dict | None:
     if subprocess.run(command, check=False, stdout=subprocess.DEVNULL, env=os.environ | beside).returncode:
         return None
     lines = read_lines(out / "metrics.jsonl")
-    keys = ("correct", "wrong", "obeyed", "malformed")
-    total = {"steps": sum(line.get("steps", 0) for line in lines), "sampled": lines[-1]["sampled"]}
+    total = {"method": method, "flags": flags, "task": task}
+    total |= {key: lines[-1]["tasks"][task][key] for key in ("correct", "wrong", "obeyed", "malformed")}
+    total |= {"steps": sum(line.get("steps", 0) for line in lines), "sampled": lines[-1]["sampled"]}
     total["curve"] = round(statistics.mean(line["tasks"][task]["correct"] for line in lines[1:]), 4)
     total["seconds"] = round(sum(line["seconds"].get(part, 0) for line in lines for part in ("sampling", "training")))
-    return (
-        {"method": method, "flags": flags, "task": task} | {key: lines[-1]["tasks"][task][key] for key in keys} | total
-    )
+    return total
 
 
 def ranking(results: Path, method: str) -> list[tuple[float, float, float, str]]:
@@ -79,7 +77,7 @@ def ranking(results: Path, method: str) -> list[tuple[float, float, float, str]]
     return sorted(rows, reverse=True)
 
 
-def found(results: Path | None = None) -> dict[str, str]:
+def best_flags(results: Path | None = None) -> dict[str, str]:
     """The flags of each method's best trial; for HIR, too many malformed answers rule a trial out."""
     best = {}
     for method in GRIDS:
@@ -106,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
             lines += [line] if line else []
             write_lines(args.results, lines)
             print(json.dumps(line) if line else "failed; its trial does not count", flush=True)
-    for method, flags in found(args.results).items():
+    for method, flags in best_flags(args.results).items():
         curve = next(row[0] for row in ranking(args.results, method) if row[-1] == flags)
         print(f"{method:5} {100 * curve:5.1f} %  {flags}")
     return 0

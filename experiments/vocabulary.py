@@ -16,6 +16,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from support.grammars.sorting import WORDS
+from support.options import option_letter
 
 SIZE = 2048
 # Pieces never cross the borders of these parts of a text. A space belongs to the word after it; before a number it is
@@ -29,7 +30,7 @@ WHOLE, BEGINNING, PART_BELOW, CHARACTER = -5.0, -6.0, -5.0, -20.0
 def vocabulary(texts: Iterable[str]) -> bytes:
     """A sentencepiece model for texts like these. Special ids as T5's: pad 0, end of sequence 1, unknown 2."""
     counts = Counter(part for text in texts for line in text.split("\n") for part in PART.findall(" " + line))
-    whole = [f" ({letters})" for letters in option_letters()] + [f"{number:02}" for number in range(100)]
+    whole = [f" {option_letter(i)}" for i in range(40)] + [f"{number:02}" for number in range(100)]
     whole += [part for part, count in counts.most_common() if count >= 5 and len(part) > 1]
     beginnings = sorted({f" {word[:2]}" for word in WORDS})
     characters = [" ", *map(chr, range(33, 127)), *(f" {letter}" for letter in ascii_lowercase)]
@@ -43,27 +44,13 @@ def vocabulary(texts: Iterable[str]) -> bytes:
     return with_pieces(model, scores, [piece for piece, _ in parts])
 
 
-def option_letters() -> list[str]:
-    """A to Z, then AA to AN, enough for 40 options."""
-    return [*map(chr, range(65, 91)), *(f"A{chr(i)}" for i in range(65, 79))]
-
-
 def learned_parts() -> tuple[bytes, list[tuple[str, float]]]:
     """What sentencepiece learns from the rests of English words: its model, and (part, score), the likeliest first."""
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(word[2:] for word in WORDS if len(word) > 2),
-        model_writer=model,
-        vocab_size=1300,
-        model_type="unigram",
-        treat_whitespace_as_suffix=False,
-        add_dummy_prefix=False,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
+    rests = iter(word[2:] for word in WORDS if len(word) > 2)
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    how = {"model_type": "unigram", "treat_whitespace_as_suffix": False, "add_dummy_prefix": False, "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=rests, model_writer=model, vocab_size=1300, **ids, **how)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     parts = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(3, pieces.get_piece_size())]
     return model.getvalue(), [(piece, score) for piece, score in parts if piece.isalpha() and len(piece) > 1]

@@ -98,9 +98,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         (begin, stop), shape, dtype = entry["data_offsets"], entry["shape"], DTYPES[entry["dtype"]]
         count = math.prod(shape)
         if len(shape) > 8 or begin != end or not 0 < count * dtype.itemsize == stop - begin:
-            raise ValueError(
-                f"{name} has the shape {shape} at {begin} to {stop} of the data, where the next tensor begins at {end}"
-            )
+            place = f"at {begin} to {stop} of the data, where the next tensor begins at {end}"
+            raise ValueError(f"{name} has the shape {shape} {place}")
         tensors[name] = torch.frombuffer(data, dtype=dtype, count=count, offset=start + begin).view(shape)
         end = stop
     if start + end != len(data):
@@ -185,10 +184,8 @@ def fill(model: torch.nn.Module, tensors: dict[str, Tensor], directory: Path) ->
     for name in sorted(shapes[0].keys() | shapes[1].keys()):
         expected, shape = (found.get(name, "not there") for found in shapes)
         if shape != expected:
-            raise InputError(
-                f"{directory}: {name} is {shape} in the weights and {expected} in a model of this config.json; they belong "
-                "to different models."
-            )
+            found = f"{name} is {shape} in the weights and {expected} in a model of this config.json"
+            raise InputError(f"{directory}: {found}; they belong to different models.")
     model.to_empty(device="cpu")
     for name, parameter in model.named_parameters():
         parameter.copy_(tensors[name])
@@ -275,10 +272,8 @@ def read_extra_ids(directory: Path) -> int:
 def check_tokenizer(tokenizer: Any, config: Any, directory: Path) -> None:
     """Raise InputError unless a Tokenizer and a T5Config agree on token ids."""
     if not 0 <= config.vocab_size - tokenizer.vocab_size <= MAX_SPARE:
-        raise InputError(
-            f"{directory}: spiece.model and extra_ids make {tokenizer.vocab_size} tokens, where vocab_size in config.json "
-            f"is {config.vocab_size}; the two belong to different models."
-        )
+        found = f"{tokenizer.vocab_size} tokens, where vocab_size in config.json is {config.vocab_size}"
+        raise InputError(f"{directory}: spiece.model and extra_ids make {found}; the two belong to different models.")
     for name in ("pad_token_id", "eos_token_id"):
         ours, theirs = getattr(tokenizer, name), getattr(config, name)
         if ours != theirs:

@@ -6,7 +6,6 @@ This file, ask.py and task_list.py are the ones in support/ that import hir.py.
 
 import math
 import textwrap
-from functools import partial
 from typing import Any
 
 import torch
@@ -40,8 +39,7 @@ def explain(learners: list[Learner], examples: list[Example], settings: hir.Sett
     print_relabeled([e for e in relabeled if e.question == examples[0].question], learner)
     rate = learner.scheduler.get_last_lr()[0]
     groups = make_groups(relabeled)
-    terms = partial(hir.loss_terms, learner.model, learner.tokenizer, settings=settings)
-    learner.gradient_step(groups, terms, partial(hir.final_loss, settings=settings))
+    hir.learn(learner, groups, settings)
     print_loss(learner.finish_iteration()[0], *count(groups), settings)
     after = [log_probs(learner, s) for s in samples]
     print_change(examples, samples, before, after, rate)
@@ -50,9 +48,8 @@ def explain(learners: list[Learner], examples: list[Example], settings: hir.Sett
 def print_questions(examples: list[Example]) -> None:
     """Print the first question as it is asked, and the text and right answer of the others."""
     first, *others = examples
-    heading(
-        f"1. {'One question' if not others else f'{len(examples)} questions; the first'}, as it is asked (Sec. 4.1)"
-    )
+    title = "One question" if not others else f"{len(examples)} questions; the first"
+    heading(f"1. {title}, as it is asked (Sec. 4.1)")
     print(indented(hir.prompt(hir.CORRECT, first.question)))
     for number, example in enumerate(others, start=2):
         print(f"\n   Question {number}\n{indented(example.question)}\n   {would_be_right(example)}")

@@ -56,11 +56,8 @@ def _diagnosis(text: str, error: json.JSONDecodeError) -> tuple[int, str, str]:
     if re.match(r",?\s*[\]}]", here) and (here[0] == "," or before.endswith(",")):
         return start if here[0] == "," else len(before) - 1, "a comma after the last item", "delete it"
     if error.msg == "Extra data" and here[0] in "{[":
-        return (
-            start,
-            "a second object begins here, after the end of the first",
-            f"put all examples into one list: {SHAPE}",
-        )
+        found = "a second object begins here, after the end of the first"
+        return start, found, f"put all examples into one list: {SHAPE}"
     for form, found, remedy in () if kind.startswith(("Invalid", "Unterminated")) else FOREIGN:
         if re.match(form, here) and not (form == WORD and kind.startswith("Expecting ','")):
             return start, f"there is {found}", remedy

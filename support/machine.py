@@ -30,9 +30,8 @@ class MachineSettings:
 
     def __post_init__(self):
         if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise InputError(
-                f"--dtype is {self.dtype}; it must be auto, bfloat16 or float32 (T5's activations overflow float16)"
-            )
+            wanted = "auto, bfloat16 or float32 (T5's activations overflow float16)"
+            raise InputError(f"--dtype is {self.dtype}; it must be {wanted}")
 
 
 FLOAT32_COST = (  # by the data sheets, T4 8 against 65 TFLOP/s, V100 16 against 125

@@ -38,11 +38,9 @@ def options_in(text: str) -> tuple[str, list[str]]:
 
 def without_letters(lines: list[str]) -> list[str]:
     """The texts of lines that begin with the letters A, B, C and so on; [] unless all do."""
-    letters = (LETTER.match(line.strip()) for line in lines)
-    for i, match in enumerate(letters):
-        if match is None or f"({match['letter'].upper()})" != option_letter(i):
-            return []
-    return _texts(LETTER, lines)
+    found = (LETTER.match(line.strip()) for line in lines)
+    in_order = all(match and f"({match['letter'].upper()})" == option_letter(i) for i, match in enumerate(found))
+    return _texts(LETTER, lines) if in_order else []
 
 
 def meant(target: str, options: list[str]) -> list[str]:
@@ -50,13 +48,9 @@ def meant(target: str, options: list[str]) -> list[str]:
     if by_text := [option for option in options if _plain(option) == _plain(target)]:
         return by_text
     match = re.fullmatch(r"\(?(?P<letter>[A-Za-z]{1,2})(?:[).]+ *(?P<text>.*))?", target.strip())
-    return [
-        option
-        for i, option in enumerate(options)
-        if match
-        and f"({match['letter'].upper()})" == option_letter(i)
-        and _plain(match["text"] or option) == _plain(option)
-    ]
+    letter = f"({match['letter'].upper()})" if match else ""
+    by_letter = [option for i, option in enumerate(options) if option_letter(i) == letter]
+    return [option for option in by_letter if _plain(match["text"] or option) == _plain(option)]
 
 
 def _texts(form: re.Pattern, lines: list[str]) -> list[str]:

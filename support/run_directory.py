@@ -74,9 +74,8 @@ def read_config(out: Path) -> tuple[dict[str, Any], dict[str, str]]:
         there = read_json(out / "config.json")
         return dict(there["run"]) | dict(there["settings"]), dict(there.get("files", {}))
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{out} cannot be resumed: its config.json is missing or damaged; use another --out."
-        ) from error
+        problem = f"{out} cannot be resumed: its config.json is missing or damaged"
+        raise InputError(f"{problem}; use another --out.") from error
 
 
 def holds_run(out: Path) -> bool:
@@ -101,9 +100,8 @@ def check_run(out: Path, config: dict[str, dict], resume: bool) -> bool:
         changed = "; ".join(f"{flag(name)} {before.get(name)}, not {wanted[name]}" for name in changes)
         raise InputError(f"{out} was started with {changed}; choose another --out.")
     if edited := [name for name, digest in config.get("files", {}).items() if sums.get(name, digest) != digest]:
-        raise InputError(
-            f"{', '.join(edited)}: the file has changed since {out} was started; delete it, or choose another --out."
-        )
+        problem = f"{', '.join(edited)}: the file has changed since {out} was started"
+        raise InputError(f"{problem}; delete it, or choose another --out.")
     return True
 
 
@@ -165,13 +163,8 @@ def environment() -> dict[str, Any]:
 
 
 def save_iteration(
-    out: Path,
-    parts: dict,
-    save_model: Callable[[dict], None],
-    lines: list[dict],
-    samples: list[dict],
-    answers: list[dict],
-) -> None:
+    out: Path, parts: dict, save_model: Callable[[dict], None], lines: list[dict], samples: list[dict], answers: list[dict]
+) -> None:  # fmt: skip
     """Save an iteration, each file atomically. state.pt is written last and completes the iteration.
 
     parts: by name, everything with a state_dict that resuming needs; empty for a run that does not train. save_model: is
@@ -196,21 +189,15 @@ def save_iteration(
     except (OSError, RuntimeError, ValueError) as error:
         # torch.save hides the reason behind an error of its own
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise InputError(
-            f"{out}: iteration {iteration} could not be saved ({getattr(cause, 'strerror', None) or cause}); what was "
-            f"saved before is unchanged, and once the cause is fixed, --resume continues from there."
-        ) from error
+        reason = getattr(cause, "strerror", None) or cause
+        remedy = "what was saved before is unchanged, and once the cause is fixed, --resume continues from there."
+        raise InputError(f"{out}: iteration {iteration} could not be saved ({reason}); {remedy}") from error
 
 
 def readable(examples: list[TrainingExample], iteration: int, decode: Callable[[tuple[int, ...]], str]) -> list[dict]:
     """The first training examples as text: instruction, question, given part and learned part of the output."""
     return [
-        {
-            "iteration": iteration,
-            "instruction": e.instruction,
-            "question": e.question,
-            "given": decode(e.encoder_prefix + e.output[: e.start]),
-            "output": decode(e.output[e.start :]),
-        }
+        {"iteration": iteration, "instruction": e.instruction, "question": e.question,
+         "given": decode(e.encoder_prefix + e.output[: e.start]), "output": decode(e.output[e.start :])}
         for e in examples[:SAMPLES_TO_READ]
-    ]
+    ]  # fmt: skip

@@ -38,20 +38,17 @@ class FlagParser(argparse.ArgumentParser):
             for f in fields(cls):
                 default = "none" if f.default == "" else f.default
                 text = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
-                how = {"default": argparse.SUPPRESS, "help": text}
-                if f.type is bool:
-                    section.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, **how)
-                else:
-                    section.add_argument(flag(f.name), type=f.type, choices=f.metadata["choices"], **how)
+                value = {"type": f.type, "choices": f.metadata["choices"]}
+                kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else value
+                section.add_argument(flag(f.name), default=argparse.SUPPRESS, help=text, **kind)
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError."""
         if unknown := re.match(r"unrecognized arguments: ([^\s=]+)", message):
             known = self._option_string_actions if unknown[1].startswith("-") else ()
             wanted = did_you_mean("--" + unknown[1].lstrip("-").replace("_", "-"), known)
-            message = (
-                f"there is no {unknown[1]}{wanted or '; settings are written as in --task a,b, and --help lists them'}"
-            )
+            hint = "; settings are written as in --task a,b, and --help lists them"
+            message = f"there is no {unknown[1]}{wanted or hint}"
         raise InputError(message)
 
 

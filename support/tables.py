@@ -40,11 +40,9 @@ def opening(run: Any, settings: dict[str, Any], model: str, num_questions: int, 
         questions = f"{counted(num_questions, 'question')} in each of {counted(run.iterations, 'iteration')}, "
         if run.interim_test_size and run.iterations > 1:
             between = f", {run.interim_test_size} of each task in between"
-    return (
-        f"{run.method} on {', '.join(tests)}\n{run.checkpoint}: {model}\n"
-        f"{questions}{counted(sum(map(len, tests.values())), 'test question')}{between}\n"
-        + ", ".join(f"{name} {value}" for name, value in settings.items())
-    )
+    questions += counted(sum(map(len, tests.values())), "test question") + between
+    values = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return f"{run.method} on {', '.join(tests)}\n{run.checkpoint}: {model}\n{questions}\n{values}"
 
 
 def time_left(run: Any, settings: dict[str, Any], num_questions: int, line: dict) -> str:
@@ -79,10 +77,8 @@ def progress_line(line: dict) -> str:
     samples = percent(line.get("right_share"))
     losses = " ".join(f"{value:.2f}" for value in list(line["losses"].values())[:3])
     seconds = sum(line["seconds"].values())
-    return (
-        f"{line['iteration']:3d}  {share('correct'):>10}  {share('wrong'):>11}  {share('obeyed'):>6}  "
-        f"{share('malformed'):>9}  {samples:>7}  {losses:16} {seconds:4.0f}"
-    )
+    row = f"{line['iteration']:3d}  {share('correct'):>10}  {share('wrong'):>11}  {share('obeyed'):>6}  "
+    return f"{row}{share('malformed'):>9}  {samples:>7}  {losses:16} {seconds:4.0f}"
 
 
 def before_and_after(first: dict, last: dict) -> str:
@@ -94,7 +90,8 @@ def before_and_after(first: dict, last: dict) -> str:
     for task, after in last["tasks"].items():
         shares = [after[key] for key in ("correct", "wrong", "obeyed", "malformed")]
         before = [first["tasks"][task]["correct"]] if first is not last else []
-        rows.append((shortened(task), *map(percent, before + shares)))
+        name = task if len(task) <= 40 else f"{task[:18]}...{task[-19:]}"  # leaves room for the columns in 80
+        rows.append((name, *map(percent, before + shares)))
     n = min(after["n"] for after in last["tasks"].values())
     low, high = wilson(0.5, n)
     precision = f"95 % intervals reach {50 * (high - low):.0f} points to either side, less near 0 and 100"
@@ -103,11 +100,6 @@ def before_and_after(first: dict, last: dict) -> str:
     width = max(len(row[0]) for row in rows)
     asked = f"{'asked for':>{width}}  {'the correct':{12 if first is not last else 11}} a wrong answer"
     return f"{asked}\n{aligned(header, rows)}\n{counted(n, 'question')}: {precision}"
-
-
-def shortened(name: str) -> str:
-    """A name shortened to leave room for `FINAL_COLUMNS` in 80 columns."""
-    return name if len(name) <= 40 else f"{name[:18]}...{name[-19:]}"
 
 
 def counted(number: int, thing: str) -> str:

@@ -13,21 +13,9 @@ from support.downloads import download
 from support.errors import InputError, did_you_mean, input_errors
 from support.options import MAX_OPTIONS, meant, options_in, without_letters
 
-# Directory under benchmark_tasks -> SHA-256 of the official task.json in it.
-SHA256 = {
-    "tracking_shuffled_objects/three_objects": "74b74d3c8827c0387a3f24ee9efa7edd90b2d53af3daacb9961341af66f750a0",
-    "tracking_shuffled_objects/five_objects": "6f747716801cb688d6b9a509f309a15c934b7afe611535830a004ceeb0cd6285",
-    "tracking_shuffled_objects/seven_objects": "29126218e7354afda8f50ab2a44daaefdd63cc2bc23123c6b260b27dea3590a2",
-    "logical_deduction/three_objects": "5e3f4a7569cb70bb1469374d3d34fb7883445a9d5743e1a81fd8dcdaf6fcb40f",
-    "logical_deduction/five_objects": "552dec4d5067bdbe033e78e80fdf1f5a8061d17b385379b8ec5104fa17d07918",
-    "logical_deduction/seven_objects": "5e24146d600b1b2e2d8958e23851e7c958b1a7644a2540fa0de7fa3e51a68cf7",
-    "date_understanding": "ff716f0e399109146db3a998281c39954907b78268a9b633a95582d63847822f",
-    "object_counting": "ec6371b4d9078a871ef6962d4991d2318db0b399cca78a0c90678972bdb115d6",
-    "geometric_shapes": "39d326b8b77194140b7dce26eda153e33724edec45bc01893046671d35aaf21e",
-    "penguins_in_a_table": "f743ab0bd8d500798fc0ab83fdd3547b924e9c1acb15ca11b65ac228c0ab557a",
-    "reasoning_about_colored_objects": "0e5dbba357356e5bf4d0a27dd80c8af76646979159f8f5b1918c6f1d03e54b5a",
-    "word_sorting": "8633aac2c5e59b0580f17a702d78c3a8294092144c7bb1380192dd5bb4255f29",
-}
+# Directory under benchmark_tasks -> SHA-256 of the official task.json in it; there, `sha256sum -c` takes this file, too.
+SUMS = Path(__file__).with_name("official.sha256").read_text("ascii").splitlines()
+SHA256 = {path.removesuffix("/task.json"): digest for digest, path in map(str.split, SUMS)}
 DIRECTORY = {directory.replace("/", "_"): directory for directory in SHA256}  # by the name of the task
 
 # Where tasks are in a checkout of BIG-bench, in one of BIG-Bench Hard, and in any other directory.
@@ -77,9 +65,8 @@ def find(data: str | Path) -> dict[str, Path]:
         if place.is_file():
             return {_name(place, place.parent): place}
         if not place.is_dir():
-            raise InputError(
-                f'there is no directory "{data}": as data, name one with tasks in it, generated, or official'
-            )
+            remedy = "as data, name one with tasks in it, generated, or official"
+            raise InputError(f'there is no directory "{data}": {remedy}')
         for directory in (place / name for name in PLACES):
             for pattern in ("*/task.json", "*/*/task.json", "*.json"):
                 for path in sorted(set(directory.glob(pattern)) - set(found.values())):

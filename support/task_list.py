@@ -23,9 +23,8 @@ def check_questions(run: Any, tests: Mapping[str, list], num_questions: int) -> 
     """Refuse to train or test on nothing, try own feedback, and say what task files hold beside it, and which are small."""
     purposes = ["train on"] * (not num_questions and run.method != "none") + ["test on"] * (not any(tests.values()))
     if purposes:
-        raise InputError(
-            f"{', '.join(tests)}: no question is left to {purposes[0]}; add examples, of which a fifth is kept for the test"
-        )
+        remedy = "add examples, of which a fifth is kept for the test"
+        raise InputError(f"{', '.join(tests)}: no question is left to {purposes[0]}; {remedy}")
     own_feedback.try_out(tests)
     if run.data == "generated":
         return

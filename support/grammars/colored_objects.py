@@ -109,11 +109,8 @@ def reasoning_about_colored_objects(rng, level: float | None) -> dict:
         see = f"you see {row} {noun}s arranged in a row:"
         questions = about_a_row(topic, things, noun)
     question, answer, steps = balanced(rng, questions)
-    return {
-        "input": f"On the {surface}, {see} {join(rows)}. {question}",
-        "target_scores": options_for(rng, answer, most, level),
-        "steps": steps,
-    }
+    text = f"On the {surface}, {see} {join(rows)}. {question}"
+    return {"input": text, "target_scores": options_for(rng, answer, most, level), "steps": steps}
 
 
 def options_for(rng, answer: str | int, most: int, level: float | None) -> dict[str, int]:

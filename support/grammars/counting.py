@@ -24,8 +24,6 @@ def object_counting(rng, level: float | None) -> dict:
     things = [a(noun) if count == 1 else counted(count, noun) for count, noun in entries]
     of_kind = [(count, thing) for (count, noun), thing in zip(entries, things, strict=True) if noun in counted_nouns]
     sums = accumulate(count for count, _ in of_kind)
-    return {
-        "input": f"I have {join(things, ', and ')}. How many {kind} do I have?",
-        "target": [NUMBER[answer], str(answer)],
-        "steps": ", ".join(f"{thing}: {NUMBER[total]}" for (_, thing), total in zip(of_kind, sums, strict=True)),
-    }
+    steps = ", ".join(f"{thing}: {NUMBER[total]}" for (_, thing), total in zip(of_kind, sums, strict=True))
+    question = f"I have {join(things, ', and ')}. How many {kind} do I have?"
+    return {"input": question, "target": [NUMBER[answer], str(answer)], "steps": steps}

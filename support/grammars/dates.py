@@ -136,8 +136,6 @@ def date_understanding(rng, level: float | None) -> dict:
     steps = f"{named:%m/%d/%Y}, {to_today}, today is {today:%m/%d/%Y}" if to_today else f"today is {today:%m/%d/%Y}"
     options = [answer, *wrong_days(rng, answer, 5 if level is None else rng.randint(1, 5))]
     dates = [f"{option:%m/%d/%Y}" for option in options]
-    return {
-        "input": f"{text} What is the date {asked} in MM/DD/YYYY?",
-        "target_scores": scores(dates, dates[0]),
-        "steps": f"{steps}, {to_answer}, {answer:%m/%d/%Y}" if to_answer else steps,
-    }
+    steps = f"{steps}, {to_answer}, {dates[0]}" if to_answer else steps
+    question = f"{text} What is the date {asked} in MM/DD/YYYY?"
+    return {"input": question, "target_scores": scores(dates, dates[0]), "steps": steps}

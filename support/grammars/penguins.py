@@ -125,12 +125,10 @@ def penguins_in_a_table(rng, level: float | None) -> dict:
     *penguins, new = draw_rows(rng, LISTS["penguins"], ages[:5], range(40, 100, 5), range(9, 20))
     penguins = penguins[: 4 if level is None else rng.randint(2, 2 + round(2 * level))]
     one, two, three = rng.choices(penguins, k=3)
-    prefix = (
-        "Here is a table where the first line is a header and each subsequent line is a penguin:\n\n"
-        f"name, age, height (cm), weight (kg)\n{table(penguins)}\n"
-        f"For example: the age of {one['name']} is {one['age']}, the weight of {two['name']} is {two['weight']} kg, "
-        f"the height of {three['name']} is {three['height']} cm.\n"
-    )
+    prefix = "Here is a table where the first line is a header and each subsequent line is a penguin:\n\n"
+    prefix += f"name, age, height (cm), weight (kg)\n{table(penguins)}\nFor example: the age of {one['name']} is "
+    prefix += f"{one['age']}, the weight of {two['name']} is {two['weight']} kg, "
+    prefix += f"the height of {three['name']} is {three['height']} cm.\n"
     text, gone = "", []
     if rng.random() < 0.5:
         penguins = [*penguins, new]
@@ -147,9 +145,5 @@ def penguins_in_a_table(rng, level: float | None) -> dict:
         where = "there in the tables" if animal != "animal" else "listed in the tables"
     others = [other] if animal == "giraffe" else [*gone, *([] if new in penguins else [new])]
     (question, answer, steps), options = ask(rng, rows, animal, where, others)
-    return {
-        "task_prefix": prefix,
-        "input": text + question,
-        "target_scores": scores(sorted(options), answer),
-        "steps": steps,
-    }
+    options = scores(sorted(options), answer)
+    return {"task_prefix": prefix, "input": text + question, "target_scores": options, "steps": steps}

@@ -64,10 +64,9 @@ def lines(rng, shape: str, turn: float, plain: bool, number) -> str:
 
 def named_one_by_one(path: str) -> str:
     """`38 one, 50 two, 30 three`; `arc one, arc two`; of four corners, `middle 47,61 and 52,70` at the end."""
-    ends = []  # (kind, x, y) of each line or arc
-    for part in re.split(" (?=[MLA])", path):
-        if part[0] != "M":
-            ends.append((part[0], *(int(float(number)) for number in part.split()[-1].split(","))))
+    parts = (part for part in re.split(" (?=[MLA])", path) if part[0] != "M")
+    # (kind, x, y) of each line or arc
+    ends = [(part[0], *(int(float(number)) for number in part.split()[-1].split(","))) for part in parts]
     steps = ", ".join(f"{'arc' if kind == 'A' else x} {NUMBER[i]}" for i, (kind, x, _) in enumerate(ends, start=1))
     if len(ends) == 4:
         middles = [f"{(ends[i][1] + ends[i + 2][1]) // 2},{(ends[i][2] + ends[i + 2][2]) // 2}" for i in (0, 1)]
@@ -89,8 +88,6 @@ def geometric_shapes(rng, level: float | None) -> dict:
     options = [shape, *rng.sample(others, 9 if level is None else rng.randint(1, 9))]
     # The official file has "ellipse" only with circles and "trapezoid" only with rectangles: a giveaway, avoided here.
     options += rng.choice(([], [], ["ellipse"], ["trapezoid"]))
-    return {
-        "input": f'This SVG path element <path d="{path}"/> draws a ',
-        "target_scores": scores(options, shape, {"circle": "ellipse", "rectangle": "trapezoid"}.get(shape)),
-        "steps": named_one_by_one(path),
-    }
+    right = scores(options, shape, {"circle": "ellipse", "rectangle": "trapezoid"}.get(shape))
+    question = f'This SVG path element <path d="{path}"/> draws a '
+    return {"input": question, "target_scores": right, "steps": named_one_by_one(path)}

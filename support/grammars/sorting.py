@@ -12,10 +12,6 @@ def word_sorting(rng, level: float | None) -> dict:
     """Put a list of words into alphabetical order."""
     count = rng.randint(2, 20) if level is None else rng.randint(1, 2 + round(8 * level))
     words = rng.sample(WORDS, count)
-    return {
-        "task_prefix": "Sort the following words alphabetically:",
-        "example_input_prefix": "\nList: ",
-        "input": " ".join(words),
-        "target": " ".join(sorted(words)),
-        "steps": " ".join(word[:2] for word in sorted(words)),
-    }
+    prefixes = {"task_prefix": "Sort the following words alphabetically:", "example_input_prefix": "\nList: "}
+    steps = " ".join(word[:2] for word in sorted(words))
+    return prefixes | {"input": " ".join(words), "target": [" ".join(sorted(words))], "steps": steps}

@@ -4,28 +4,14 @@ Steps go backwards from the person asked about: who had it before each swap, dow
 """
 
 from collections import namedtuple
+from pathlib import Path
 
 from support.grammars.common import LISTS, a, join, scores
 
-# fmt: off
+# A line of stories.txt is a story, its fields separated by bars.
 Story = namedtuple("Story", "opening holds progress swap ending option things")
-STORIES = [
-    Story("playing a game. At the start of the game, they are each holding a ball", "has {a_thing} ball",
-          "As the game progresses, pairs of players trade balls.", "swap balls", "game, {} has the", "{} ball.", "hues"),
-    Story("holding a white elephant gift exchange. At the start of the event, they are each holding a present of a "
-          "different color", "has {a_thing} present", "As the event progresses, pairs of people swap gifts.",
-          "swap their gifts", "event, {} has the", "{} present.", "hues"),
-    Story("on the same team in a soccer match. At the start of the match, they are each assigned to a position",
-          "is playing {thing}", "As the game progresses, pairs of players occasionally swap positions.",
-          "trade positions", "match, {} is playing", "{}.", "positions"),
-    Story("friends and avid readers who occasionally trade books. At the start of the semester, they each buy one new "
-          "book", "gets {thing}", "As the semester proceeds, they start trading around the new books.", "swap books",
-          "semester, {} has", "{}.", "books"),
-    Story("dancers at a square dance. At the start of a song, they each have a partner", "is dancing with {thing}",
-          "Throughout the song, the dancers often trade partners.", "switch partners", "dance, {} is dancing with",
-          "{}.", "partners"),
-]
-# fmt: on
+LINES = Path(__file__).with_name("stories.txt").read_text("ascii").splitlines()
+STORIES = [Story(*line.split(" | ")) for line in LINES]
 
 
 def tracking(rng, size: int, level: float | None) -> dict:
@@ -45,8 +31,6 @@ def tracking(rng, size: int, level: float | None) -> dict:
     had_by = [asked]
     for one, other in reversed(pairs):
         had_by.append({one: other, other: one}.get(had_by[-1], had_by[-1]))
-    return {
-        "input": f"{text} At the end of the {story.ending.format(asked)} ",
-        "target_scores": scores(options, story.option.format(holds[asked])),
-        "steps": ", ".join(had_by),
-    }
+    text += f" At the end of the {story.ending.format(asked)} "
+    right = story.option.format(holds[asked])
+    return {"input": text, "target_scores": scores(options, right), "steps": ", ".join(had_by)}
