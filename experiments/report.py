@@ -69,7 +69,7 @@ def names_of(task: str, method: str, size: str = "t5-mini", flags: str = "") -> 
 
 def variant(flags: str) -> str:
     """The flags by which a run of HIR differs from Table 2's; empty if that has them already."""
-    return "" if flags in search.best_flags().get("hir", "") else flags
+    return "" if f"{flags} " in f"{search.best_flags().get('hir', '')} " else flags
 
 
 def reuse(method: str, epochs: int) -> str:

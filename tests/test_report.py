@@ -141,6 +141,12 @@ def test_bootstrap_against_the_normal_approximation_and_pairs():
     assert results.bootstrap_ranks(names, runs) == {"a": "2 [2, 2]", "b": "1 [1, 1]"}
 
 
+def test_a_variant_is_what_the_search_did_not_choose(monkeypatch):
+    monkeypatch.setattr(search, "best_flags", lambda: {"hir": "--alpha 0.25 --sub-output answer"})
+    assert report.variant("--sub-output answer") == "" and report.variant("--sub-output none") == "--sub-output none"
+    assert report.variant("--alpha 0") == "--alpha 0"  # which 0.25 begins with
+
+
 def test_the_other_tables(directory):
     sizes = rows_of(directory, "Table 3: two sizes", labels=2)[TRACKING, "t5-nano"]
     assert [value.split()[0] for value in sizes] == ["20.0", "–", "–", "–", "–", "45.0"]
