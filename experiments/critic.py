@@ -26,7 +26,7 @@ from support.seeds import seeds
 
 RESULTS = REPOSITORY / "results" / "critic.jsonl"
 TASKS = "logical_deduction_three_objects,geometric_shapes"
-SETTINGS = f"--method ppo --task {TASKS} --ppo-value-learning-rate 1e-3 --ppo-kl-coef 0"
+SETTINGS = f"--method ppo --task {TASKS} --questions 800 --ppo-value-learning-rate 1e-3 --ppo-kl-coef 0"
 QUESTIONS, OUTPUTS = 40, 64  # for what can be explained
 FITTED, EPOCHS = (100, 800, 3200), 4  # for what the critic explains: outputs, passes over them
 TESTED = 400  # outputs
@@ -79,9 +79,9 @@ def main() -> None:
         samples = sampled(many, learner, task, iteration=1)
         line = {"task": task, "right_share": statistics.mean(sample.verdict == "right" for sample in samples)}
         line |= {"explainable": ceilings(samples), "explained": {}}
-        seen, unseen = sampled(s, learner, task, iteration=2), sampled(s, learner, task, iteration=3)[:TESTED]
+        seen, unseen = (sampled(s, learner, task, iteration) for iteration in (2, 3))
         for n in FITTED:
-            line["explained"][n] = explained(s, learner, seen[:n], unseen)
+            line["explained"][n] = explained(s, learner, seen[:n], unseen[:TESTED])
         lines.append(line)
         write_lines(RESULTS, lines)
         print(json.dumps(line), flush=True)

@@ -1,9 +1,10 @@
 """The hyperparameter search:  python -m experiments.search
 
 Every method gets the same number of trials, drawn at random from its own grid (Bergstra and Bengio, 2012): learning rate,
-epochs, and one more setting of its own. A trial trains on two tasks, one run each, and is measured after every iteration
-on questions of the training part, never on a test question. Each run becomes a line of results/search.jsonl. If
-interrupted, the same command makes the missing runs; at the end it prints the best trial of every method.
+epochs, and one more setting of its own; HIR's grid also has what its paper leaves open. A trial trains on two tasks, one
+run each, and is measured after every iteration on questions of the training part, never on a test question. Each run
+becomes a line of results/search.jsonl. If interrupted, the same command makes the missing runs; at the end it prints the
+best trial of every method.
 """
 
 import argparse
