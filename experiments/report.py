@@ -172,14 +172,15 @@ def ranking_table(results: Results) -> Table:
     rows = []
     for m, of_tasks in names.items():
         found = [results[name] for seeds in of_tasks for name in seeds if name in results]
-        means = [statistics.mean(r.value(line=i) for i in range(1, len(r.lines))) for r in found]
-        soon = percent(statistics.mean(means)) if means else None
+        curves = [[r.value(line=i) for i in range(1, len(r.lines))] for r in found]
+        first = percent(statistics.mean(shares[0] for shares in curves)) if curves else None
+        mean = percent(statistics.mean(map(statistics.mean, curves))) if curves else None
         costs = [round(statistics.mean(map(cost, found))) if found else None for cost in (of.steps, of.seconds_of_work)]
         behind = leads.get(m) if m != "hir" else None
-        rows.append([METHODS[m], averages.get(m), behind, ranks.get(m), soon, obeyed.get(m), *costs])
+        rows.append([METHODS[m], averages.get(m), behind, ranks.get(m), first, mean, obeyed.get(m), *costs])
     text = "Means over all tasks and seeds; intervals by a bootstrap over questions and seeds, "
     text += "the same ones for all methods. Seconds are those of sampling and training on one core."
-    header = ["method", "right at the end", "minus HIR", "rank", "mean over iterations"]
+    header = ["method", "right at the end", "minus HIR", "rank", "after one iteration", "mean over iterations"]
     header += ["obeys when asked for a wrong answer", "gradient steps", "seconds"]
     return "Ranking", text, header, rows
 
