@@ -93,13 +93,14 @@ def planned_runs(runs: Path) -> dict[str, list[str]]:
             where = f"--task {task} --method {method} --seed {seed} --checkpoint checkpoints/{size}"
             plan[name] = f"{where} {search.BUDGET} {settings.get(method, '')} {flags}"
     plan = {name: arguments.split() for name, arguments in plan.items()}
+    trained = {}
     for order, other in (ORDERS, ORDERS[::-1]):
         for seed, name in enumerate(names_of("leak", order, size="")):
             where = f"--task date_understanding --seed {seed} --option-order"
             plan[name] = f"{where} {order} {LEAK}".split()
             after = f"{where} {other} {OFFICIAL} --checkpoint".split()
-            plan[f"{name}-other-order"] = [*after, str(runs / name / "model")]
-    return plan
+            trained[f"{name}-other-order"] = [*after, str(runs / name / "model")]
+    return plan | trained  # last, as these evaluate models of the others
 
 
 # --- Tables: from results to title, text, header and rows -------------------------------------------------------------
