@@ -118,9 +118,10 @@ def remarks(results: Results) -> list[str]:
 def _settings_that_matter(s: train.AllSettings) -> dict:
     """The settings that decide what a run measures, by name."""
     values = as_values(s.run, s.method, getattr(s, s.run.method, s.method))
+    left_out = {"out", "resume", "explain", "data", "checkpoint"}  # where files are, or what is printed
     if s.run.method == "none":
         values = as_values(s.run) | {"max_new_tokens": s.method.max_new_tokens}
-    left_out = {"out", "resume", "explain", "data", "checkpoint"}  # where files are, or what is printed
+        left_out |= {"iterations", "questions", "interim_test_size"}
     if s.run.method != "hir":
         left_out |= {"alpha", "beta", "sub_output", "malformed", "contrastive"}
     return {name: value for name, value in values.items() if name not in left_out}
