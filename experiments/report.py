@@ -19,7 +19,7 @@ import train
 from bigbench_tasks import TASKS, expand
 from experiments import results as of
 from experiments import search
-from experiments.results import Estimate, Results, measured
+from experiments.results import Estimate, Results, estimate
 from support import REPOSITORY
 from support.errors import InputError
 from support.files import write_file
@@ -118,12 +118,12 @@ PROTOCOL = f"`{search.BUDGET}`, each method with the settings that the search fo
 def of_method(results: Results, task: str, method: str, key: str = "correct", size: str = "t5-mini") -> Estimate | None:
     """A cell of Table 2 or 3. "none" is the model before training: iteration 0, which is the same in all runs."""
     if method != "none":
-        return measured(results, names_of(task, method, size), key)
+        return estimate(results, names_of(task, method, size), key)
     found = [name for other in METHODS for name in names_of(task, other, size) if name in results]
     before = [results[name].value(line=0) for name in found]
     if before and max(before) - min(before) > 0.02:
         raise InputError(f"the runs of {task} on {size} began from different models; remove the older ones.")
-    return measured(results, found[:1], key, line=0)
+    return estimate(results, found[:1], key, line=0)
 
 
 def default_table(results: Results) -> Table:
@@ -134,7 +134,7 @@ def default_table(results: Results) -> Table:
         names = names_of(family, "default", size="")
         places = list(itertools.product(SHARES, ((names[:1], 0), (names, -1))))  # before, after
         for task in expand(family):
-            rows.append([task, *(measured(results, runs, key, line, task) for key, (runs, line) in places)])
+            rows.append([task, *(estimate(results, runs, key, line, task) for key, (runs, line) in places)])
     text = f"`python train.py --task FAMILY --seed SEED`, {len(SEEDS)} seeds: % of the test questions. {SHARES_ADD_UP}"
     return "The default runs", text, ["task", *header], rows
 
@@ -224,7 +224,7 @@ def table_4(results: Results) -> Table:
         names = [names_of(task, "hir", flags=variant(flags)) for task in FOUR]
         found = [results[name] for seeds in names for name in seeds if name in results]
         rows.append([label, round(statistics.mean(map(of.steps, found))) if found else None])
-        rows[-1] += [measured(results, seeds) for seeds in names]
+        rows[-1] += [estimate(results, seeds) for seeds in names]
         for asked, verdict in (("correct", "r"), ("wrong", "r"), ("wrong", "w"), ("wrong", "m")):
             rows[-1].append(of.bootstrap({"hir": names}, results, asked=asked, verdict=verdict).get("hir"))
     text = f"Right, in % ({PROTOCOL}); what differs is said. Last, the averages of the four tasks. {SHARES_ADD_UP}"
@@ -236,7 +236,7 @@ def change_table(results: Results) -> Table:
     """HIR with one setting changed, on all tasks, beside FARL: what does the second instruction cost?"""
     runs = {"FARL": ("farl", ""), "HIR": ("hir", ""), **{f"`{flags}`": ("hir", variant(flags)) for flags in CHANGES}}
     names = {label: [names_of(task, m, flags=flags) for task in TASKS] for label, (m, flags) in runs.items()}
-    rows = [[task, *(measured(results, names[label][i]) for label in runs)] for i, task in enumerate(TASKS)]
+    rows = [[task, *(estimate(results, names[label][i]) for label in runs)] for i, task in enumerate(TASKS)]
     shares = {"average": ("correct", "r"), "obeyed": ("wrong", "w"), "malformed": ("wrong", "m")}
     averages = {title: of.bootstrap(names, results, asked, verdict) for title, (asked, verdict) in shares.items()}
     leads = of.bootstrap(names, results, minus="HIR")
@@ -254,7 +254,7 @@ def critic_table(results: Results) -> Table:
         found = [results[name] for name in names_of(task, "ppo") if name in results]
         explained = [r.value("explained_variance", i) for r in found for i in range(3, len(r.lines))]
         share = f"{statistics.mean(explained):.2f}" if explained else None
-        without = measured(results, names_of(task, "ppo", flags=NO_CRITIC))
+        without = estimate(results, names_of(task, "ppo", flags=NO_CRITIC))
         rows.append([task, share, of_method(results, task, "ppo"), without])
     text = "The share of the variance of returns that the critic explains before it is trained on them, the mean from "
     text += "the third iteration on and over seeds; and right at the end, in %, with the critic and without "
@@ -285,9 +285,9 @@ def leak_table(results: Results) -> Table:
     official, shuffled = (names_of("leak", order, size="") for order in ORDERS)
     official_on_shuffled, shuffled_on_official = ([f"{n}-other-order" for n in ns] for ns in (official, shuffled))
     rows = [
-        ["nothing", *(measured(results, names[:1], line=0) for names in (official, shuffled))],
-        ["official order", measured(results, official), measured(results, official_on_shuffled)],
-        ["shuffled options", measured(results, shuffled_on_official), measured(results, shuffled)],
+        ["nothing", *(estimate(results, names[:1], line=0) for names in (official, shuffled))],
+        ["official order", estimate(results, official), estimate(results, official_on_shuffled)],
+        ["shuffled options", estimate(results, shuffled_on_official), estimate(results, shuffled)],
     ]
     text = "Fine-tuning on the letters of Date Understanding, whose file lists the right option first in 364 of 369 "
     text += f"examples (`--task date_understanding {LEAK}`): test accuracy in %, {len(SEEDS)} seeds."

@@ -187,7 +187,7 @@ def over_seeds(shares: list[float], n: int) -> Estimate:
     return Estimate(mean, max(0.0, low), min(1.0, high))
 
 
-def measured(results: Results, names: list[str], key="correct", line: int = -1, task: str = "") -> Estimate | None:
+def estimate(results: Results, names: list[str], key="correct", line: int = -1, task: str = "") -> Estimate | None:
     """The estimate from the finished ones among the named runs, with a note if some are missing; None if all are."""
     found = [results[name] for name in names if name in results]
     shares = [result.value(key, line, task) for result in found]
