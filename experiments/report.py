@@ -49,7 +49,7 @@ NO_CRITIC = "--ppo-value-learning-rate 0"  # its values stay 0: REINFORCE with P
 # Data reuse: 16 iterations at a constant learning rate, evaluated after so many outputs, with so many passes over them.
 OUTPUTS, PASSES = (400, 800, 1600), (1, 4, 10)
 REUSE_METHODS, REUSE_TASKS = ("farl", "grpo", "hir"), (FOUR[0], FOUR[3])
-LEARNERS = "--iterations 16 --final-learning-rate 1 --interim-test-size 0"
+LEARNERS = "--iterations 16 --final-learning-rate 1"
 OFFICIAL = "--method none --data official --test-size 200 --max-new-tokens 112"
 # The bundled models answer in words; only fine-tuning on the file teaches them letters.
 LEAK = "--data official --method sft --answers letters --questions 0 --iterations 3 --learning-rate 1e-3"
