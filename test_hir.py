@@ -40,6 +40,8 @@ JUDGED = [
     (BLOOD, "right", ["A", "(B)"]),
     (BLOOD, "wrong", ["B", "(A)"]),
     (Example("?", ("Paris",)), "wrong", ["London", "So the the"]),
+    (Example("?", ("21",)), "right", ["Twenty-one", "twenty one"]),
+    (Example("?", ("99",)), "right", ["ninety-nine"]),
 ]  # fmt: skip
 
 
@@ -285,7 +287,6 @@ def test_command_writes_a_run_and_resumes_it_to_the_bit(tiny, tmp_path, flags):
     assert metrics(tmp_path / "cut") == lines
     for name in ("model/model.safetensors", "samples.jsonl", "answers.jsonl"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert train.main([*arguments, str(tmp_path / "cut")]) == 2  # without --resume
 
 
 def test_default_command_in_a_process(tmp_path):

@@ -56,7 +56,6 @@ def test_the_command_writes_rows_and_resumes(tmp_path, capsys):
     assert set(line["systems"]) == set(WORK["sampling"])
     for system in line["systems"].values():
         assert system["outputs"] == 64
-        assert system["ms_per_output"] == pytest.approx(1000 * system["seconds"] / 64)
         assert system["peak_gib"] > 0.1
     # Both encode a question once, but they make its keys and values again for every sample.
     ours, theirs = (line["systems"][name] for name in ("ours", "transformers"))

@@ -163,7 +163,3 @@ def test_official_files_are_downloaded_once_and_checked(own_file, tmp_path, monk
     cached.unlink()
     with pytest.raises(InputError, match="could not be fetched"):
         load("word_sorting", "official")
-    monkeypatch.setenv("HIR_BIGBENCH_URL", own_file.parents[1].as_uri())
-    monkeypatch.setenv("HIR_CACHE", str(served))  # a file, where a directory is needed
-    with pytest.raises(InputError, match="could not be fetched into"):
-        load("word_sorting", "official")

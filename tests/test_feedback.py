@@ -1,11 +1,9 @@
-"""Feedback on all official answers in every form, and on any text."""
+"""Feedback on all official answers in every form."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from bigbench_tasks import TASKS, generate, load, option_letter
-from feedback import is_correct, is_part_of_right_answer, judge, parse_number
+from bigbench_tasks import TASKS, load, option_letter
+from feedback import is_correct, is_part_of_right_answer, judge
 from tests.conftest import BIGBENCH, needs_official_files
 
 
@@ -34,18 +32,3 @@ def test_every_official_answer_is_right_in_every_form_and_nothing_else_is(task):
         target = example.targets[0]
         for other in ("", " .\n", "(", "()", f"{target} {target}", f"0{target}0"):
             assert not is_correct(other, example), (other, example)
-
-
-@settings(deadline=None, max_examples=500)
-@given(st.text(), st.sampled_from(TASKS))
-def test_any_text_is_judged(text, task):
-    (example,) = generate(task, 1, seed=0)
-    assert judge(text, example) in ("right", "wrong", "malformed")
-    assert judge(f"{text}#", example) == "malformed"  # no answer contains this sign
-    assert judge(example.targets[0], example) == "right"
-
-
-def test_numbers_in_words():
-    assert [parse_number(number) for number in ("twenty-one", "Twenty one", "99", "ninety-nine", "x")] == [
-        21, 21, 99, 99, None
-    ]  # fmt: skip

@@ -19,18 +19,9 @@ from support.seeds import seeds
 from tests.test_imitation import assert_resumes_to_the_bit, noisy_model, right_when_rewarded
 
 QUESTIONS = [example for task in TASKS for example in generate(task, 1, seed=5)]
-VARIANTS = ("grpo", "dr-grpo")
 
 
-def test_advantages_equal_loops():
-    groups = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0], [1.0] * 4, [0.0] * 4]
-    for divide in (True, False):
-        for row, group in zip(grpo.group_advantages(torch.tensor(groups), divide).tolist(), groups, strict=True):
-            scale = statistics.pstdev(group) or 1.0 if divide else 1.0
-            assert row == pytest.approx([(reward - statistics.mean(group)) / scale for reward in group], abs=1e-4)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["grpo", "dr-grpo"])
 def test_gradient_equals_a_loop_over_outputs(variant):
     """One step off the policy that sampled, some ratios beyond the clip, cut into micro-batches or not."""
     settings = hir.Settings(online_samples=3, max_new_tokens=12, sampling_temperature=0.7, learning_rate=0.0)
@@ -72,11 +63,10 @@ def test_gradient_equals_a_loop_over_outputs(variant):
             assert torch.allclose(gradient[name], p.grad, atol=1e-5), name
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_grpo_learns_what_is_rewarded(variant):
+def test_grpo_learns_what_is_rewarded():
     """Whatever is counted, the answer 5 is rewarded."""
     arguments = "--task object_counting --method grpo --warmup-steps 0 --grpo-learning-rate 1e-3 --grpo-epochs 4"
-    settings = train.parse_arguments([*arguments.split(), "--grpo-normalize", variant])
+    settings = train.parse_arguments(arguments.split())
     right, _ = right_when_rewarded(settings, iterations=4)
     assert right[0] < 0.3 and right[-1] > 0.7, right
 

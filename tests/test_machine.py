@@ -4,14 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-import train
 from support import machine, processes
 from support.errors import InputError
 from support.machine import MachineSettings, choose_device
-from tests.test_reliability import command, write_model
 
 CUDA, MPS, CPU = torch.device("cuda:0"), torch.device("mps"), torch.device("cpu")
 
@@ -61,35 +57,7 @@ def test_the_best_device_and_its_arithmetic(hardware, capsys):
     assert not capsys.readouterr().out
 
 
-def test_float16_is_refused_with_reason_and_remedy(capsys):
-    for dtype in ("float16", "half"):
-        assert train.main(["--dtype", dtype]) == 2
-        said = capsys.readouterr().err.splitlines()[-1]
-        assert f"--dtype is {dtype}" in said and "bfloat16 or float32" in said and "overflow" in said
-    with pytest.raises(ValueError, match="overflow"):
-        MachineSettings(dtype="float16")
-
-
 def test_a_device_that_is_not_there_is_named_in_one_sentence(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"^--device mps cannot be used here \(there is .*\); try --device cpu\.$"):
         choose_device(MachineSettings(device="mps"))
-
-
-class NoFloat64(TorchDispatchMode):
-    """Apple's GPU has no float64."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **kwargs or {})
-        made = [x.dtype for x in tree_leaves(result) if torch.is_tensor(x)]
-        assert torch.float64 not in made and kwargs.get("dtype") != torch.float64, function
-        self.calls = getattr(self, "calls", 0) + 1
-        return result
-
-
-@pytest.mark.parametrize("method", ["hir", "farl", "sft", "ppo", "grpo"])
-def test_no_method_needs_float64(tmp_path, method):
-    model = write_model(tmp_path / "model", dropout=0.1)
-    with NoFloat64() as mode:
-        assert train.main([*command(model, tmp_path / "out", "--method", method, "--iterations", "1")[1:]]) == 0
-    assert mode.calls > 1000

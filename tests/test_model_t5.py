@@ -256,16 +256,6 @@ def test_tokenizer_gives_the_ids_and_texts_of_transformers(tmp_path, small_vocab
     assert tokenizer.decode(torch.tensor([1, 9, 9, 1, 9])) == tokenizer.decode(np.array([9, 9, 9]))
 
 
-def test_a_small_vocabulary_without_sentinels_survives_a_round_trip(tmp_path, small_vocabulary):
-    model, tokenizer = T5(T5Config(**TINY | {"vocab_size": 304})), Tokenizer(small_vocabulary, extra_ids=0)
-    save_checkpoint(tmp_path / "model", model, tokenizer)
-    again = load_checkpoint(tmp_path / "model")[1]
-    peer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
-    assert again.vocab_size == tokenizer.vocab_size == len(peer) == 300
-    texts = [*TEXTS[:50], "a <extra_id_0> b"]
-    assert [again.encode(text) for text in texts] == peer(texts).input_ids
-
-
 def test_loading_imports_no_compiler():
     code = (
         "import sys, model_t5; model_t5.load_checkpoint('checkpoints/t5-nano'); print('torch._dynamo' in sys.modules)"

@@ -71,11 +71,8 @@ def test_stored_outputs_are_those_of_one_run_from_top_to_bottom():
         assert all(output.output_type != "error" and output.get("name") != "stderr" for output in cell.outputs), name
     pictures = [output for cell in cells.values() for output in cell.outputs if "image/png" in output.get("data", ())]
     assert len(pictures) == 5
+    assert {"right", "wrong"} == set(re.findall(r"^\d\. (\w+)", text(cells["sample"]), re.MULTILINE))
     assert PATH.stat().st_size < 400_000
-
-
-def test_it_draws_a_right_and_a_wrong_output():
-    assert {"right", "wrong"} == set(re.findall(r"^\d\. (\w+)", text(code(STORED)["sample"]), re.MULTILINE))
 
 
 @pytest.mark.parametrize("name", [name for name in code(STORED) if name not in TYPED_BY_READERS])

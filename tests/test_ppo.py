@@ -56,25 +56,7 @@ def test_rewards_and_advantages_equal_loops():
     assert not torch.equal(rewards, -kl_coef * log_ratio) and rewards[1, 1] == -kl_coef * log_ratio[1, 1]
 
 
-def test_clipped_loss_equals_a_loop_and_cuts_the_gradient():
-    generator = torch.Generator().manual_seed(1)
-    ratio = (torch.randn(200, generator=generator) * 0.4).exp().requires_grad_()
-    advantages = torch.randn(200, generator=generator)
-    losses = ppo.clipped_policy_loss(ratio, advantages, 0.2)
-    losses.sum().backward()
-    cut = 0
-    for i in range(200):
-        p, a = ratio[i].item(), advantages[i].item()
-        assert losses[i].item() == pytest.approx(-min(p * a, min(max(p, 0.8), 1.2) * a), rel=1e-5)
-        left_too_far = p > 1.2 if a > 0 else p < 0.8  # it already moved further than the advantage can vouch for
-        assert ratio.grad[i].item() == pytest.approx(0.0 if left_too_far else -a, rel=1e-5)
-        cut += left_too_far
-    assert 20 < cut < 180  # both sides of the clip were seen
-
-
-def test_whitening_and_explained_variance():
-    values, mask = torch.tensor([[1.0, 99.0], [3.0, 5.0]]), torch.tensor([[True, False], [True, True]])
-    assert torch.allclose(ppo.whiten(values, mask)[mask], torch.tensor([-2.0, 0.0, 2.0]) / (8 / 3) ** 0.5)
+def test_explained_variance():
     returns = torch.tensor([0.0, 1.0, 2.0])
     assert ppo.explained_variance(returns - 7, returns) == 1 and ppo.explained_variance(returns, 0 * returns) == 0
     assert ppo.explained_variance(-returns, returns) == pytest.approx(-3)
@@ -181,12 +163,6 @@ def test_what_a_critic_can_explain_at_most():
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("flag", ["--ppo-lambda=1.5", "--ppo-clip=nan", "--sampling-temperature=0"])
-def test_settings_that_ppo_cannot_use_are_refused(flag, capsys):
-    assert train.main(["--method", "ppo", flag]) == 2
-    assert flag.split("=")[0] in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_command_resumes_to_the_bit_and_two_processes_are_as_one(tmp_path):

@@ -148,7 +148,7 @@ def test_a_variant_is_what_the_search_did_not_choose(monkeypatch):
     assert report.variant("--alpha 0") == "--alpha 0"  # which 0.25 begins with
 
 
-def test_the_other_tables(directory):
+def test_the_other_tables_and_the_pictures(directory):
     sizes = rows_of(directory, "Table 3: two sizes", labels=2)[TRACKING, "t5-nano"]
     assert [value.split()[0] for value in sizes] == ["20.0", "–", "–", "–", "–", "45.0"]
     variants = rows_of(directory, "Table 4: ablations")
@@ -166,6 +166,8 @@ def test_the_other_tables(directory):
     assert reused["HIR", "4"] == ["65.0", "90.0", "–", "10"] and reused["HIR", "1"][0] == "–"
     assert rows_of(directory, "The leak in Date Understanding")["official order"][1].startswith("30.0 [")
     assert rows_of(directory, "The search", labels=2)["HIR", f"`{search.trials('hir')[0]}`"] == ["50.0", "70.0", "10.0"]
+    for name in ("methods", "methods_seconds", "wrong_instruction", "curve"):
+        assert (directory / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_explained_variance_is_that_from_the_third_iteration_on():
@@ -179,11 +181,6 @@ def test_explained_variance_is_that_from_the_third_iteration_on():
     *_, header, rows = report.critic_table(found)
     (row,) = (row for row in rows if row[0] == TRACKING)
     assert header[1] == "explained variance" and row[1] == "0.30" and str(row[2]).endswith("(2 of 3 runs)")
-
-
-def test_pictures_are_drawn(directory):
-    for name in ("methods", "methods_seconds", "wrong_instruction", "curve"):
-        assert (directory / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_results_from_different_models_are_refused(tmp_path, capsys):

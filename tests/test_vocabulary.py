@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import transformers
 
 from bigbench_tasks import TASKS, answer_text, generate, load
 from experiments.vocabulary import vocabulary
@@ -12,17 +13,9 @@ from support import REPOSITORY
 from tests.conftest import BIGBENCH
 
 ODD = [
-    "",
-    " ",
-    "\n\t x  y ",
-    "x" * 500,
-    "1" * 99,
-    "111.11 222 2,345",
-    "r&d o'er (ZZ) (AB)",
-    "é ½ ﬁ 中文 😀",
-    "▁ab a▁b",
-    "\xa0x",
-]
+    "", " ", "\n\t x  y ", "x" * 500, "1" * 99, "111.11 222 2,345", "r&d o'er (ZZ) (AB)", "é ½ ﬁ 中文 😀",
+    "▁ab a▁b", "\xa0x", "a <extra_id_0> b",
+]  # fmt: skip
 
 
 def texts() -> list[str]:
@@ -46,7 +39,6 @@ def spiece(tmp_path_factory):
 
 
 def test_transformers_reads_the_vocabulary_as_we_do(spiece, tmp_path):
-    transformers = pytest.importorskip("transformers")
     tokenizer = Tokenizer(spiece, extra_ids=0)
     config = T5Config(tokenizer.vocab_size, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     save_checkpoint(tmp_path, T5(config), tokenizer)
@@ -65,7 +57,6 @@ def test_any_ascii_text_can_be_written(spiece):
 @pytest.mark.parametrize("name", ["t5-mini", "t5-nano"])
 def test_transformers_answers_as_the_bundled_models_do(name):
     """The same greedy answers to questions of all tasks, with tokenizer, model and decoding of transformers alone."""
-    transformers = pytest.importorskip("transformers")
     directory = REPOSITORY / "checkpoints" / name
     questions = [example.question for task in TASKS for example in generate(task, 2, seed=5, part="test")]
     prompts = [prompt(instruction, question) for instruction in (CORRECT, WRONG) for question in questions]
