@@ -86,17 +86,21 @@ def test_contrastive_loss_equals_loops():
 # --- Sampling (Sec. 4.1) ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    """An untrained T5: its outputs are noise of all lengths, which is what sampling is tested on."""
+def noisy_model(dropout_rate=0.3, **how):
+    """An untrained T5: its outputs are noise of all lengths; one pass with dropout on by mistake would show."""
     torch.manual_seed(0)
     tokenizer = Tokenizer(REPOSITORY / "checkpoints" / "t5-mini" / "spiece.model", extra_ids=0)
-    config = T5Config(vocab_size=tokenizer.vocab_size, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
-                      dropout_rate=0.0, feed_forward_proj="gated-gelu", tie_word_embeddings=False)  # fmt: skip
-    model = T5(config).eval()
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "tie_word_embeddings": False}
+    model = T5(T5Config(tokenizer.vocab_size, dropout_rate=dropout_rate, **sizes, **how))
     with torch.no_grad():
         model.lm_head.weight[1] *= 4  # an end of sequence comes now and then
     return model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model, tokenizer = noisy_model(0.0, feed_forward_proj="gated-gelu")
+    return model.eval(), tokenizer
 
 
 QUESTIONS = [example for task in TASKS for example in generate(task, 1, seed=3)]
@@ -150,15 +154,7 @@ def test_samples_follow_the_model_s_distribution():
 
 def some_samples(tokenizer):
     """Right, wrong and malformed outputs, bare and after a chain of thought."""
-    outputs = (
-        "{}",
-        "Bob, Eve. So the answer is {}",
-        "one, two. So the answer is 3",
-        "(B)",
-        "So the the",
-        "{0}, {0}",
-        "",
-    )
+    outputs = "{}", "Bob, Eve. So the answer is {}", "one, two. So the answer is 3", "(B)", "So the the", "{0}, {0}", ""
     texts = [(e, output.format(e.targets[0])) for e in QUESTIONS for output in outputs]
     return [hir.make_sample(e, tuple(tokenizer.encode(text)), tokenizer) for e, text in texts]
 

@@ -5,6 +5,7 @@ sums checked. Tests that need them are skipped where they are missing, and fail 
 of reliability long; only then are results written.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -56,6 +57,13 @@ def pytest_terminal_summary(terminalreporter):
             f"Skipped {len(skipped)} tests that {MISSING.replace('needs', 'need')}. Get the files by running the tests once "
             f"with a network, or name a directory that holds them in HIR_SHARED. ({reason})"
         )
+
+
+def write(path: Path, content: object) -> Path:
+    """Write bytes as they are, and anything else as JSON; makes the directory. Returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return path
 
 
 def record(what: str, **measured) -> None:

@@ -11,6 +11,7 @@ from experiments.bench_systems import SHAPES, WORK, Job
 from support import REPOSITORY
 from support.files import read_lines
 
+TINY = replace(SHAPES["small"], d_model=32, d_ff=32, d_kv=8, num_layers=2, num_decoder_layers=2, dropout_rate=0.0)
 SMALL = {"shape": "mini", "dtype": "float32", "questions": 3}
 
 
@@ -39,8 +40,7 @@ def test_systems_do_the_same_work():
 
 
 def test_flan_t5_shapes_have_the_same_weights_in_all_systems(tmp_path, monkeypatch):
-    shape = replace(SHAPES["small"], d_model=32, d_ff=32, d_kv=8, num_layers=2, num_decoder_layers=2, dropout_rate=0.0)
-    monkeypatch.setitem(bench_systems.SHAPES, "tiny", shape)
+    monkeypatch.setitem(bench_systems.SHAPES, "tiny", TINY)
     monkeypatch.setattr(bench_systems, "RUNS", tmp_path)
     ours, theirs, ctranslate2 = answers("tiny")
     without_sentinels = [[re.sub(r"<extra_id_\d+>", "", text).strip() for text in texts] for texts in ctranslate2]

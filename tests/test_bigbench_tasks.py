@@ -14,7 +14,7 @@ import bigbench_tasks as tasks
 from bigbench_tasks import TASKS, expand, generate, load, split
 from support import task_files
 from support.errors import InputError
-from tests.conftest import BIGBENCH, needs_official_files
+from tests.conftest import BIGBENCH, needs_official_files, write
 
 COUNTS = dict(zip(TASKS, (750, 1250, 1750, 300, 500, 700, 369, 1000, 360, 149, 2000, 1900), strict=True))
 
@@ -66,11 +66,7 @@ def test_expand():
 
 
 GOOD = {"input": "Is it?", "target_scores": {"yes": 1, "no": 0}}
-BAD_FILES = {
-    "not JSON": b"{", "not UTF-8": b'{"examples": "\xff"}', "too deep": b"[" * 200_000, "no object": b"[]",
-    "no examples": b"{}", "empty": {"examples": []}, "a text": {"examples": "none"},
-    "prefix": {"examples": [GOOD], "task_prefix": 3},
-}  # fmt: skip
+BAD_FILES = {"no examples": {}, "a text": {"examples": "none"}, "prefix": {"examples": [GOOD], "task_prefix": 3}}
 BAD_EXAMPLES = [
     None, {}, {"input": 3, "target": "x"}, {"input": " ", "target": "x"}, {"input": "?"}, {"input": "?", "target": []},
     {"input": "?", "target": ["x", None]}, {"input": "?", "target": "\ud800"}, GOOD | {"target_scores": {}},
@@ -85,25 +81,19 @@ BAD_FILES |= {json.dumps(bad)[:60]: {"examples": [GOOD, bad]} for bad in BAD_EXA
 
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_bad_files(tmp_path, name):
-    path = tmp_path / "word_sorting" / "task.json"
-    path.parent.mkdir()
-    content = BAD_FILES[name]
-    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    path = write(tmp_path / "word_sorting" / "task.json", BAD_FILES[name])
     with pytest.raises(InputError) as error:
         load("word_sorting", tmp_path)
     message = str(error.value)
     assert str(path) in message and "\n" not in message and ": " in message
-    if any(content == {"examples": [GOOD, bad]} for bad in BAD_EXAMPLES):
-        assert "example 2" in message
+    assert "example 2" in message or name in ("no examples", "a text", "prefix")
 
 
 @pytest.fixture
 def own_file(tmp_path):
     """A task file under the name and in the place of word_sorting's."""
-    path = tmp_path / "data" / "word_sorting" / "task.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"examples": [{"input": "b a", "target": "a b"}] * 3}))
-    return path
+    examples = [{"input": "b a", "target": "a b"}] * 3
+    return write(tmp_path / "data" / "word_sorting" / "task.json", {"examples": examples})
 
 
 def test_bad_arguments(own_file, monkeypatch):

@@ -1,12 +1,10 @@
 """Tests of --explain and --ask: what they tell is what the model computes."""
 
-import json
 import math
 import os
 import pty
 import re
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,6 +14,8 @@ from bigbench_tasks import answer_text
 from hir import CORRECT, WRONG, prompt, sample_tokens
 from model_t5 import load_checkpoint
 from support import REPOSITORY
+from tests.conftest import write
+from tests.test_reliability import start
 
 CHECKPOINTS = "checkpoints/t5-mini,checkpoints/t5-nano"
 ARGUMENTS = ["--explain", "--questions", "2", "--task", "logical_deduction_three_objects", "--dtype", "float32"]
@@ -61,8 +61,8 @@ def test_every_question_is_told_with_its_answer_and_only_hir_is_explained(capsys
         assert told.count(example.question) == told.count(answer) == 1
         assert re.search(rf"^   {number}  +(right|wrong|malformed) ", text, re.MULTILINE)
     for n, code in ((1, 2), (2, 0)):
-        (task := tmp_path / str(n) / "own").mkdir(parents=True)
-        (task / "task.json").write_text(json.dumps({"examples": [{"input": f"{i}?", "target": "7"} for i in range(n)]}))
+        own = [{"input": f"{i}?", "target": "7"} for i in range(n)]
+        write(tmp_path / str(n) / "own" / "task.json", {"examples": own})
         assert train.main(["--explain", "--data", str(tmp_path / str(n)), "--task", "own"]) == code
         said = capsys.readouterr()
         assert ("too few examples" in said.err, "One question, as it is asked" in said.out) == (n == 1, n == 2)
@@ -72,10 +72,8 @@ def test_every_question_is_told_with_its_answer_and_only_hir_is_explained(capsys
 
 
 def asked(*more, **how):
-    command = [sys.executable, REPOSITORY / "train.py", "--ask", "--dtype", "float32", "--task", "date_understanding"]
-    return subprocess.Popen(
-        [*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/", **how
-    )
+    command = [REPOSITORY / "train.py", "--ask", "--dtype", "float32", "--task", "date_understanding"]
+    return start([*command, *more], cwd="/", **how)
 
 
 def test_a_pipe_is_answered_by_both_models_with_their_probabilities():

@@ -1,13 +1,12 @@
 """Tests of experiments.gpu_check where there is no GPU: the CPU agrees with itself, and a wrong outcome is noticed."""
 
 import re
-from dataclasses import replace
 
 import pytest
 import torch
 
 from experiments import bench_systems, gpu_check
-from tests.test_bench import SHAPES
+from tests.test_bench import TINY
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +16,7 @@ def no_gpu(monkeypatch):
 
 
 def test_the_table_on_a_cpu(capsys, tmp_path, monkeypatch):
-    shape = replace(SHAPES["small"], d_model=32, d_ff=32, d_kv=8, num_layers=2, num_decoder_layers=2)
-    monkeypatch.setitem(bench_systems.SHAPES, "small", shape)
+    monkeypatch.setitem(bench_systems.SHAPES, "small", TINY)
     monkeypatch.setattr(bench_systems, "RUNS", tmp_path)
     assert gpu_check.main(["--questions", "2", "--shape", "small"]) == 0
     told = dict(re.findall(r"^\| (.*?) \| (.*) \|$", capsys.readouterr().out, re.MULTILINE))

@@ -12,14 +12,12 @@ import re
 import subprocess
 import sys
 from datetime import date, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
-import bigbench_tasks as tasks
 from bigbench_tasks import TASKS, answer_text, generate, load
 from feedback import parse_number
-from tests.conftest import BIGBENCH, needs_official_files
+from tests.conftest import BIGBENCH, ROOT, needs_official_files
 
 NUMBERS = re.findall(
     r"\S+",
@@ -354,9 +352,7 @@ def test_steps_end_at_the_answer(task):
             asked, color = re.fullmatch(r"(\w+)\? (\w+) .+", example.steps).groups()
             assert asked == re.search(r"(\w+)\?", example.question)[1]
             assert (asked == color) == (answer == "yes")
-        elif (
-            task == "penguins_in_a_table" and not answer.isdigit()
-        ):  # the value that matters with its name, or the names
+        elif task == "penguins_in_a_table" and not answer.isdigit():  # the value with its name, or the names
             value = end.split()[-2:]
             assert answer in (end if value[0].isdigit() else example.steps)
             assert not value[0].isdigit() or " ".join(value) in example.steps.rpartition(": ")[0], example
@@ -393,14 +389,9 @@ def test_generated_questions_are_the_same_on_every_machine():
         "import hashlib, bigbench_tasks as tasks\n"
         "for task in tasks.TASKS: print(hashlib.sha256(repr(tasks.generate(task, 60, 3)).encode()).hexdigest())"
     )
-    sums = set()
+    command, sums = [sys.executable, "-c", program], set()
     for seed in ("1", "2"):
-        run = subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(tasks.__file__).parent)},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        sums.add(run.stdout)
+        sums.add(subprocess.check_output(command, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": seed}))
     assert len(sums) == 1
     assert generate("word_sorting", 5, seed=1) != generate("word_sorting", 5, seed=2)
 

@@ -16,7 +16,8 @@ from support.batches import make_batches
 from support.learner import Learner
 from support.machine import MachineSettings
 from support.seeds import seeds
-from tests.test_imitation import assert_resumes_to_the_bit, noisy_model, right_when_rewarded
+from test_hir import noisy_model
+from tests.test_imitation import assert_resumes_to_the_bit, right_when_rewarded
 
 QUESTIONS = [example for task in TASKS for example in generate(task, 1, seed=5)]
 

@@ -30,7 +30,7 @@ from model_t5 import load_checkpoint
 from support import checkpoint_files, run_directory, task_list
 from support.batches import forward_tokens, make_groups
 from support.errors import InputError
-from tests.conftest import THOROUGH, record
+from tests.conftest import THOROUGH, record, write
 from tests.test_reliability import write_model
 
 CASES = 10_000 if THOROUGH else 240
@@ -153,23 +153,24 @@ BAD_HEADERS = {
 }
 
 
-def edit_header(path, edit):
-    data = path.read_bytes()
+def edit_header(data, edit):
+    """The bytes of a safetensors file with another header: the bytes that `edit` returns, else what it makes of the JSON."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     text = edit(header)
     text = json.dumps(header).encode() if text is None else text
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 @pytest.mark.parametrize("kind", BAD_HEADERS)
-def test_lying_safetensors_are_refused(good, kind):
-    edit_header(good / WEIGHTS, BAD_HEADERS[kind])
+def test_lying_safetensors_are_refused(good, forms, kind):
+    (good / WEIGHTS).write_bytes(edit_header(forms.plain[WEIGHTS], BAD_HEADERS[kind]))
     refuses(good, r"model\.safetensors: .*; fetch the file again\.")
 
 
-def test_an_unaligned_header_is_fine(good):
-    edit_header(good / WEIGHTS, lambda h: json.dumps(h).encode() + b" ")
+def test_an_unaligned_header_is_fine(good, forms):
+    unaligned = edit_header(forms.plain[WEIGHTS], lambda h: json.dumps(h).encode() + b" ")
+    (good / WEIGHTS).write_bytes(unaligned)
     load_checkpoint(good)
 
 
@@ -312,8 +313,6 @@ def test_no_file_claims_more_than_it_holds(forms):
 
 
 def test_a_long_task_file_is_refused(tmp_path):
-    path = tmp_path / "word_sorting" / "task.json"
-    path.parent.mkdir()
     many = dict.fromkeys(range(300_000), 1)
     good = {"input": "b a", "target": "a b"}
     for bad in (
@@ -321,7 +320,7 @@ def test_a_long_task_file_is_refused(tmp_path):
         {"input": "?", "target": "x" * 20_001}, {"input": "?", "target_scores": {"x" * 19_999: 1, "y": 0}},
         {"input": "?", "target": "0", "options": list(range(1001))},
     ):  # fmt: skip
-        path.write_text(json.dumps({"examples": [good, bad]}))
+        write(tmp_path / "word_sorting" / "task.json", {"examples": [good, bad]})
         with pytest.raises(InputError, match=r"example 2: .*(options|characters|short)"), little_memory():
             load("word_sorting", tmp_path)
 
@@ -413,13 +412,6 @@ def damage(draw, data):
     return data
 
 
-def damage_header(draw, data):
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = exchange(draw, json.loads(data[8:end]))
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + data[end:]
-
-
 def damage_pickle(draw, tensors, marker):
     """A pickle with something else in the place of a tensor, or of all of them."""
     strange = st.sampled_from([
@@ -449,7 +441,7 @@ def test_any_checkpoint_is_loaded_or_refused(forms, outcomes, data):
     elif name.endswith("json"):
         content = json.dumps(exchange(data.draw, json.loads(content))).encode()
     elif name.endswith("safetensors"):
-        content = damage_header(data.draw, content)
+        content = edit_header(content, lambda header: json.dumps(exchange(data.draw, header)).encode())
     else:
         content = damage_pickle(data.draw, forms.tensors, marker)
     try:
@@ -480,9 +472,7 @@ def test_any_task_file_is_read_or_refused(forms, outcomes, data):
     way = data.draw(st.sampled_from(["bytes", "structure", "both"]))
     content = json.dumps(tree if way == "bytes" else exchange(data.draw, tree)).encode()
     content = content if way == "structure" else damage(data.draw, content)
-    path = place / task / "task.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    path = write(place / task / "task.json", content)
     try:
         with little_memory():
             examples = load(task, place, data.draw(st.sampled_from(["shuffled", "official"])))

@@ -14,13 +14,14 @@ from baselines import imitation
 from bigbench_tasks import TASKS, generate
 from feedback import is_correct
 from hir import CORRECT
-from model_t5 import T5, T5Config, Tokenizer, load_checkpoint
-from support import REPOSITORY, run_directory
+from model_t5 import load_checkpoint
+from support import REPOSITORY
 from support.batches import TrainingExample
 from support.learner import Learner
 from support.machine import MachineSettings
 from support.replay import ReplaySet
-from test_hir import metrics
+from test_hir import metrics, noisy_model
+from tests.test_reliability import find_tensors
 
 QUESTIONS = [example for task in TASKS for example in generate(task, 2, seed=5)]
 RESUMED = "--task geometric_shapes --questions 6 --test-size 4 --device cpu --dtype float32".split()
@@ -37,24 +38,11 @@ def right_when_rewarded(settings, iterations):
     return [sum(s.verdict == "right" for s in step.samples) / len(step.samples) for step in steps], steps
 
 
-def noisy_model():
-    """An untrained T5 with dropout: its outputs have all lengths, and one pass with dropout on would show."""
-    torch.manual_seed(0)
-    tokenizer = Tokenizer(REPOSITORY / "checkpoints" / "t5-mini" / "spiece.model", extra_ids=0)
-    config = T5Config(vocab_size=tokenizer.vocab_size, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
-                      dropout_rate=0.3, tie_word_embeddings=False)  # fmt: skip
-    model = T5(config)
-    with torch.no_grad():
-        model.lm_head.weight[1] *= 4  # an end of sequence comes now and then
-    return model, tokenizer
-
-
 def test_demonstrations_are_right_in_every_form():
     _, tokenizer = noisy_model()
     for answers in ("letters", "text", "steps"):
-        for demonstration, example in zip(
-            imitation.demonstrations(QUESTIONS, tokenizer, answers), QUESTIONS, strict=True
-        ):
+        pairs = zip(imitation.demonstrations(QUESTIONS, tokenizer, answers), QUESTIONS, strict=True)
+        for demonstration, example in pairs:
             output = tokenizer.decode(demonstration.output)
             assert demonstration.instruction == CORRECT and is_correct(output, example)
             assert ("the answer is" in output) == (answers == "steps" and bool(example.steps))
@@ -89,7 +77,7 @@ def assert_resumes_to_the_bit(method, directory, *flags):
     whole, cut = (torch.load(directory / name / "state.pt", weights_only=True) for name in ("whole", "cut"))
     own = {"method"} if method in ("ppo", "farl") else set()
     assert whole.keys() == cut.keys() == {"lines", "model", "optimizer", "scheduler"} | own
-    tensors = [list(run_directory._tensors(state)) for state in (whole, cut)]
+    tensors = [find_tensors(state) for state in (whole, cut)]
     assert all(itertools.starmap(torch.equal, zip(*tensors, strict=True)))
     return lines, whole
 

@@ -1,8 +1,6 @@
 """PPO: its formulas against loops, its rollouts against one output at a time, and that it learns what is rewarded."""
 
 import random
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -19,8 +17,9 @@ from support import REPOSITORY
 from support.batches import group_by
 from support.learner import Learner
 from support.machine import MachineSettings
-from test_hir import metrics
-from tests.test_imitation import RESUMED, assert_resumes_to_the_bit, noisy_model, right_when_rewarded
+from test_hir import metrics, noisy_model
+from tests.test_imitation import RESUMED, assert_resumes_to_the_bit, right_when_rewarded
+from tests.test_reliability import finish, start
 
 QUESTIONS = [example for task in TASKS for example in generate(task, 2, seed=5)]
 LENGTHS = [1, 4, 2, 7]
@@ -171,10 +170,7 @@ def test_command_resumes_to_the_bit_and_two_processes_are_as_one(tmp_path):
     before, _ = load_checkpoint(REPOSITORY / "checkpoints" / "t5-mini")
     assert torch.equal(state["method"]["reference"]["shared.weight"], before.shared.weight)
     assert not torch.equal(state["model"]["shared.weight"], before.shared.weight)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*torchrun, REPOSITORY / "train.py", "--method", "ppo", *RESUMED]
-    command += ["--iterations", "1", "--out", tmp_path / "two"]
-    two = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=200)
-    assert two.returncode == 0, two.stderr
+    arguments = ["--method", "ppo", *RESUMED, "--iterations", "1", "--out", tmp_path / "two"]
+    finish(start([REPOSITORY / "train.py", *arguments], processes=2))
     apart = metrics(tmp_path / "two")
     assert apart[1]["losses"] == pytest.approx(lines[1]["losses"], abs=1e-4)

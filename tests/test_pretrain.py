@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +13,7 @@ from feedback import is_correct
 from hir import CORRECT, WRONG
 from model_t5 import T5, T5Config, Tokenizer, load_checkpoint, save_checkpoint
 from support.files import read_lines
-
-SPIECE = Path(__file__).resolve().parent.parent / "checkpoints" / "t5-mini" / "spiece.model"
+from tests.conftest import SPIECE
 
 
 @pytest.mark.parametrize("task", TASKS)

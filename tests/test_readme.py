@@ -3,7 +3,6 @@
 import importlib
 import re
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,8 @@ import torch
 import hir
 import train
 from model_t5 import T5, T5Config
+from support import REPOSITORY as HERE
 
-HERE = Path(__file__).resolve().parents[1]
 README = (HERE / "README.md").read_text(encoding="utf-8")
 PAGES = {path: path.read_text(encoding="utf-8") for path in [HERE / "README.md", *sorted(HERE.glob("docs/*.md"))]}
 PROGRAMS = "".join(path.read_text(encoding="utf-8") for path in HERE.glob("experiments/*.py"))

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import functools
-import json
 import os
 import random
 import resource
@@ -15,19 +14,19 @@ import time
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 import hir
 import train
 from bigbench_tasks import generate
 from model_t5 import T5, T5Config, Tokenizer, load_checkpoint, save_checkpoint
 from support import REPOSITORY
-from support.files import replacing, write_file
+from support.files import read_lines, replacing, write_file
 from support.learner import Learner
 from support.machine import MachineSettings
 from support.replay import ReplaySet
-from tests.conftest import THOROUGH, record
+from tests.conftest import SPIECE, THOROUGH, record
 
-SPIECE = REPOSITORY / "checkpoints" / "t5-mini" / "spiece.model"
 ITERATIONS = 4
 
 
@@ -60,11 +59,12 @@ def command(checkpoint, out, *more):
     return [*map(str, [REPOSITORY / "train.py", "--checkpoint", checkpoint, *flags, "--out", out, *more])]
 
 
-def start(arguments, processes=1, **how):
+def start(arguments, processes=1, env=None, **how):
+    """A Python program in a process, or in those of torchrun, with these variables added to its environment."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.Popen(
         [sys.executable, *(torchrun if processes > 1 else []), *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how,
     )  # fmt: skip
 
 
@@ -89,8 +89,7 @@ def refusal(arguments, capsys, code=2):
 
 
 def metrics(out):
-    path = out / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_lines(out / "metrics.jsonl")
 
 
 def saved_lines(out):
@@ -126,10 +125,7 @@ def differences(out, whole):
 
 
 def find_tensors(value):
-    if torch.is_tensor(value):
-        return [value]
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [tensor for part in values for tensor in find_tensors(part)]
+    return [leaf for leaf in tree_leaves(value) if torch.is_tensor(leaf)]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The search: equal numbers of trials, on no test question, made once; malformed answers rule a trial of HIR out."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -19,7 +18,7 @@ def test_trials_are_as_many_for_every_method_and_train_py_takes_them():
 
 
 def test_validation_asks_no_test_question():
-    run = replace(train.RunConfig(), validation=True)
+    run = train.RunConfig(validation=True)
     for task in search.TASKS:
         (validation,), (test,) = (train.held_out_questions(r, [task]).values() for r in (run, train.RunConfig()))
         assert len(validation) == len(test) == 200

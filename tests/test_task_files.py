@@ -16,7 +16,7 @@ from support import task_files, task_list
 from support.errors import InputError
 from support.files import read_lines
 from support.options import meant, options_in
-from tests.conftest import BIGBENCH, ROOT, SPIECE, needs_official_files
+from tests.conftest import BIGBENCH, ROOT, SPIECE, needs_official_files, write
 
 # --- BIG-Bench Hard: the forms of its 27 tasks, in words of our own ---------------------------------------------------
 
@@ -60,12 +60,6 @@ for task, (stem, options, target) in LETTERS.items():
         "\n".join([f"{stem}\nOptions:", *(f"({'ABCDEFGHIJKLMNOPQR'[i]}) {o}" for i, o in enumerate(options))]),
         target,
     )
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return path
 
 
 @pytest.fixture
@@ -278,7 +272,7 @@ def test_bad_json_is_explained(tmp_path, kind):
     assert str(error.value).startswith(f"{path}: line {line}, column {column}: ") and explained in str(error.value)
 
 
-def test_other_files_that_are_no_json(tmp_path):
+def test_other_bad_json(tmp_path):
     good = f'{{"examples": [{EXAMPLE}]}}'
     for data, match in (
         (b"", "the file is empty; write"), (b" \n", "the file is empty"),
