@@ -1,6 +1,5 @@
 """The paper's test: feedback, the objectives, sampling, relabeling, all terms on a batch, the command; one minute."""
 
-import json
 import math
 import random
 import subprocess
@@ -20,6 +19,7 @@ from hir import CORRECT, WRONG
 from model_t5 import T5, T5Config, Tokenizer, save_checkpoint
 from support import REPOSITORY
 from support.batches import encode_source, make_groups
+from support.files import read_lines
 
 # --- Feedback (Sec. 4.2) ----------------------------------------------------------------------------------------------
 
@@ -262,7 +262,7 @@ RESUMED = ["--replay all --sub-output answer", "--replay last --sub-output encod
 
 
 def metrics(out):
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(out / "metrics.jsonl")
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
@@ -275,7 +275,7 @@ def test_command_writes_a_run_and_resumes_it_to_the_bit(tiny, tmp_path, flags):
     assert [line["sampled"] for line in lines] == [0, 72, 144, 216] and set(lines[3]["losses"]) >= {"supervised"}
     for shares in lines[3]["tasks"].values():
         assert shares["n"] == 5 and shares["wrong"] + shares["obeyed"] + shares["malformed"] == pytest.approx(1)
-    answers = [json.loads(line) for line in (tmp_path / "whole" / "answers.jsonl").read_text().splitlines()]
+    answers = read_lines(tmp_path / "whole" / "answers.jsonl")
     assert Counter(a["instruction"] for a in answers) == {CORRECT: 15, WRONG: 15}
     assert train.main([*arguments, str(tmp_path / "cut"), "--iterations", "1"]) == 0
     resume = ["--iterations", "3", "--resume", "--gradient-checkpointing"]

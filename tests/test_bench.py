@@ -1,6 +1,5 @@
 """Is like compared with like? And the commands of experiments.bench, on rows that take seconds."""
 
-import json
 import re
 from dataclasses import replace
 
@@ -51,7 +50,7 @@ def test_the_command_writes_rows_and_resumes(tmp_path, capsys):
     out, title = tmp_path / "bench.jsonl", "sampling, float32, mini"
     command = ["--only", f"^{title}$", "--rounds", "1", "--out", str(out)]
     assert bench.main(command) == 0
-    (line,) = map(json.loads, out.read_text().splitlines())
+    (line,) = read_lines(out)
     assert line["row"] == title
     assert set(line["systems"]) == set(WORK["sampling"])
     for system in line["systems"].values():

@@ -42,21 +42,11 @@ def write_model(directory, dropout=0.0, **how):
 
 
 def command(checkpoint, out, *more):
-    sizes = "--task object_counting --questions 6 --test-size 4 --train-epochs 2 --ppo-epochs 2 --max-new-tokens 3"
-    flags = [
-        *sizes.split(),
-        "--warmup-steps",
-        0,
-        "--train-batch-size",
-        8,
-        "--iterations",
-        ITERATIONS,
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-    ]
-    return [*map(str, [REPOSITORY / "train.py", "--checkpoint", checkpoint, *flags, "--out", out, *more])]
+    flags = (
+        "--task object_counting --questions 6 --test-size 4 --train-epochs 2 --ppo-epochs 2 --max-new-tokens 3 "
+        f"--warmup-steps 0 --train-batch-size 8 --iterations {ITERATIONS} --device cpu --dtype float32"
+    )
+    return [*map(str, [REPOSITORY / "train.py", "--checkpoint", checkpoint, *flags.split(), "--out", out, *more])]
 
 
 def start(arguments, processes=1, env=None, **how):
@@ -275,11 +265,8 @@ def test_many_processes_train_as_one_and_outlive_the_death_of_one(
     else:
         kill_one(job, victim, out, ITERATIONS - 1)
         finish(start([*arguments, "--resume", *other_flags], then))
-    apart = [
-        abs(a["losses"][name] - b["losses"][name])
-        for a, b in zip(metrics(one), metrics(out), strict=True)
-        for name in a["losses"]
-    ]
+    pairs = list(zip(metrics(one), metrics(out), strict=True))
+    apart = [abs(a["losses"][name] - b["losses"][name]) for a, b in pairs for name in a["losses"]]
     weights = [load_checkpoint(directory / "model")[0].state_dict() for directory in (one, out)]
     weights_apart = max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0])
     first = " ".join([f"{processes} processes", *flags])
@@ -287,8 +274,7 @@ def test_many_processes_train_as_one_and_outlive_the_death_of_one(
     about = {"iterations": ITERATIONS, "largest_difference_of_a_loss": max(apart), "of_a_weight": weights_apart}
     record(f"{first}{after}, against one process, float32", **about)
     assert max(apart) < 1e-5 and weights_apart < 1e-4
-    for a, b in zip(metrics(one), metrics(out), strict=True):
-        assert a["tasks"] == b["tasks"] and a.get("right_share") == b.get("right_share")
+    assert all(a["tasks"] == b["tasks"] and a.get("right_share") == b.get("right_share") for a, b in pairs)
     assert (one / "samples.jsonl").read_bytes() == (out / "samples.jsonl").read_bytes()
 
 

@@ -1,11 +1,10 @@
 """The search: equal numbers of trials, on no test question, made once; malformed answers rule a trial of HIR out."""
 
-import json
-
 import pytest
 
 import train
 from experiments import search
+from support.files import read_lines
 
 
 def test_trials_are_as_many_for_every_method_and_train_py_takes_them():
@@ -41,6 +40,6 @@ def test_runs_are_made_once_and_the_best_trial_is_found(tmp_path, monkeypatch, c
     number = len(search.GRIDS) * search.TRIALS * len(search.TASKS)
     found = capsys.readouterr().out
     assert f"{number} runs to make" in found and all(f" 90.0 %  {flags}\n" in found for flags in best.values())
-    assert len([json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()]) == number
+    assert len(read_lines(tmp_path / "search.jsonl")) == number
     monkeypatch.setattr(search, "make_run", lambda *_: pytest.fail("a run was made again"))
     assert search.main(arguments) == 0 and "0 runs to make" in capsys.readouterr().out

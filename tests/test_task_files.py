@@ -97,13 +97,9 @@ def test_the_27_tasks_of_big_bench_hard(checkout):
             assert {judge(other, example) for other in others} == {"wrong"}
             assert judge("a cow", example) == "malformed"
     assert len({example.question.partition("Options")[2] for example in load("snarks", checkout)}) == 2, "not shuffled"
-    verdicts = {
-        "web_of_lies": "Yes",
-        "boolean_expressions": "TRUE.",
-        "multistep_arithmetic_two": "-8",
-        "object_counting": "4",
-    }
-    for task, wrong in verdicts.items():
+    wrong_answers = {"web_of_lies": "Yes", "boolean_expressions": "TRUE.", "multistep_arithmetic_two": "-8",
+                     "object_counting": "4"}  # fmt: skip
+    for task, wrong in wrong_answers.items():
         example = load(task, checkout)[0]
         assert (judge(wrong, example), judge("a cow", example)) == ("wrong", "malformed"), task
     assert judge("-3", load("object_counting", checkout)[0]) == "malformed", "there is nothing to subtract"
@@ -125,10 +121,8 @@ def test_mistakes_in_the_data_are_said(tmp_path):
 
 def test_letters_without_options_are_remarked_on(tmp_path):
     question = "Which is a bird? 1. owl 2. cat"
-    write(
-        tmp_path / "animals.json",
-        {"examples": [{"input": question, "target": "(A)"}, {"input": "1 + 1?", "target": 2}]},
-    )
+    examples = [{"input": question, "target": "(A)"}, {"input": "1 + 1?", "target": 2}]
+    write(tmp_path / "animals.json", {"examples": examples})
     (line,) = task_list.remarks(["animals"], str(tmp_path))
     assert "name an option, though none was found" in line and line.endswith(": 1 of animals.")
 
@@ -179,12 +173,8 @@ def test_fields_of_other_tasks(tmp_path):
     (taste,) = load("taste", tmp_path, "official")
     options = "Options:\n(A) rather good\n(B) good\n(C) bad\n(D) worse"
     assert taste.question == f"Say how good it is.\nCake.\nWith cream.\n{options}" and taste.targets == ("(A)", "(B)")
-    assert [judge(answer, taste) for answer in ("good", "(A)", "bad", "fine")] == [
-        "right",
-        "right",
-        "wrong",
-        "malformed",
-    ]
+    verdicts = [judge(answer, taste) for answer in ("good", "(A)", "bad", "fine")]
+    assert verdicts == ["right", "right", "wrong", "malformed"]
     (small,) = load("sums_small", tmp_path)
     assert small.question == "Add.\nSum: 1 + 1" and small.targets == ("2", "two", "2.0")
     assert [judge(answer, small) for answer in ("2", "two", "2.0", "3")] == ["right", "right", "right", "wrong"]
@@ -230,11 +220,7 @@ def test_a_target_among_options_is_right_by_letter_and_in_words(tmp_path, target
     assert task_list.remarks(["own"], str(tmp_path)) == []
     for order, letters in (("official", {"(B)"}), ("shuffled", {"(A)", "(B)"})):
         for example in load("own", tmp_path, order):
-            assert (
-                set(example.targets) <= letters
-                and len(example.targets) == 1
-                and set(example.options) == {"red", "blue"}
-            )
+            assert set(example.targets) <= letters and set(example.options) == {"red", "blue"}
             (letter,) = example.targets
             forms = ("blue", "BLUE.", letter, letter[1].lower(), f"{letter} blue", "So the answer is blue")
             assert {judge(form, example) for form in forms} == {"right"}
@@ -345,10 +331,8 @@ def test_official_files_are_found_from_wherever(tmp_path):
         assert tuple(expand("all", data)) == TASKS
         assert load("word_sorting", data) == load("word_sorting", BIGBENCH)
     assert expand("all", BIGBENCH / "logical_deduction") == list(TASKS[3:6])
-    for data in (
-        BIGBENCH / "logical_deduction" / "three_objects",
-        BIGBENCH / "logical_deduction/three_objects/task.json",
-    ):
+    three = BIGBENCH / "logical_deduction" / "three_objects"
+    for data in (three, three / "task.json"):
         assert expand("logical_deduction", data) == ["logical_deduction_three_objects"]
 
 
@@ -363,16 +347,17 @@ def own(tmp_path):
     return tmp_path / "mine"
 
 
-def test_list(own):
+def test_list(own, capsys):
     """As a process of its own, as nothing else may be printed."""
-    program = [sys.executable, str(ROOT / "train.py"), "--list"]
+    program = [sys.executable, str(ROOT / "train.py"), "--list", "--data", own]
     prompt = "  | Solve the question with correct answer.\n  | \n  | Q: What follows 0?\n  | A:"
-    listed = subprocess.run([*program, "--data", own], capture_output=True, text=True, timeout=600, check=True)
+    listed = subprocess.run(program, capture_output=True, text=True, timeout=600, check=True)
     assert listed.stdout == (
         f"after: 9 questions to train on, 3 to test on\n{prompt}\n\nIgnored in the task files: hint.\n"
     )
-    listed = subprocess.run(program, capture_output=True, text=True, timeout=600, check=True)
-    assert [line.split(":")[0] for line in listed.stdout.splitlines() if line.endswith("generated")] == list(TASKS)
+    assert train.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if line.endswith("generated")] == list(TASKS)
 
 
 def test_little_data_is_said_or_refused(own, tmp_path, command):
