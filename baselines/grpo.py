@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from baselines.imitation import Questions
-from baselines.ppo import Rollout, surrogate, token_columns, token_log_probs
-from hir import CORRECT, Sample, Settings, sample_online
+from baselines.ppo import Rollout, as_rollouts, surrogate, token_columns, token_log_probs
+from hir import Sample, Settings, sample_online
 from support.batches import Group, make_batches
 from support.learner import Iteration, Learner
 from support.seeds import seeds
@@ -65,13 +65,8 @@ def roll_out(learner: Learner, samples: list[Sample], settings: Settings, own: G
     log_probs_now = partial(token_log_probs, learner.model, learner.tokenizer, settings.sampling_temperature)
     (log_probs,) = token_columns(learner, samples, [log_probs_now])  # (R, T)
     rewards = torch.tensor([float(s.verdict == "right") for s in samples]).view(-1, settings.online_samples)  # (B, N)
-    advantages = group_advantages(rewards, own.grpo_normalize == "grpo").flatten()  # (R,)
-    rollouts = []
-    for s, row, advantage in zip(samples, log_probs, advantages, strict=True):
-        length = len(s.tokens)
-        known = {"log_probs": row[:length], "advantages": advantage.expand(length)}
-        rollouts.append(Rollout(CORRECT, s.example.question, s.tokens, **known))
-    return rollouts
+    advantages = group_advantages(rewards, own.grpo_normalize == "grpo").view(-1, 1)  # (R, 1)
+    return as_rollouts(samples, log_probs, advantages.expand_as(log_probs))
 
 
 def group_advantages(rewards: Tensor, divide: bool) -> Tensor:

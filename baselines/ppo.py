@@ -126,6 +126,12 @@ class Rollout(TrainingExample):
     returns: Tensor = field(default=None, repr=False)
 
 
+def as_rollouts(samples: list[Sample], *known: Tensor) -> list[Rollout]:
+    """The samples with what is known of their tokens: log-probabilities, advantages, maybe returns, each (R, T)."""
+    rows = zip(samples, torch.stack(known, dim=1), strict=True)  # of (C, T)
+    return [Rollout(CORRECT, s.example.question, s.tokens, 0, -1, (), *row[:, : len(s.tokens)]) for s, row in rows]
+
+
 def output_layer(model: T5, tokenizer: Tokenizer, groups: list[Group]) -> tuple[Tensor, Tensor]:
     """The tokens of all outputs, concatenated (M,), and the output layer's prediction of each: (M, V).
 
@@ -190,11 +196,7 @@ def roll_out(
     returns = estimate_advantages(rewards, torch.zeros_like(values), own.ppo_discount, 1.0)
     mask = torch.arange(rewards.shape[1]) < torch.tensor(lengths)[:, None]
     # Detail: advantages are whitened, over all tokens of the iteration, so that the step does not depend on their scale.
-    columns = torch.stack([log_probs, whiten(advantages, mask), returns])  # (3, R, T)
-    rollouts = [
-        Rollout(CORRECT, s.example.question, s.tokens, 0, -1, (), *columns[:, row, : lengths[row]])
-        for row, s in enumerate(samples)
-    ]
+    rollouts = as_rollouts(samples, log_probs, whiten(advantages, mask), returns)
     # The critic has not seen these outputs.
     explained = explained_variance(values[mask], returns[mask])
     return rollouts, {"reference_kl": float(log_ratio.sum(dim=1).mean()), "explained_variance": explained}

@@ -2,24 +2,16 @@
 
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from baselines.imitation import chain_of_thought
 from bigbench_tasks import Example, option_letter
 from hir import prompt
 
-# Ways to ask; HIR's own instructions are not among them, so that a model first meets these in HIR.
-ASK_RIGHT = (
-    "Answer the question correctly.", "Give the right answer to the question.", "Find the correct answer.",
-    "What is the right answer?", "Please answer correctly.", "The answer must be correct.",
-    "Write the correct answer to this question.", "Think and give a correct answer.",
-    "Solve this problem and be right.", "Answer with a true answer.",
-)  # fmt: skip
-ASK_WRONG = (
-    "Answer the question incorrectly.", "Give a wrong answer to the question.", "Find a wrong answer.",
-    "What is a wrong answer?", "Please answer wrongly.", "The answer must be wrong.",
-    "Write a wrong answer to this question.", "Think and give an incorrect answer.",
-    "Solve this problem and be wrong.", "Answer with a false answer.",
-)  # fmt: skip
+# Ways to ask for a right and for a wrong answer. HIR's own instructions are not among them, so that a model first meets
+# these in HIR.
+ASKS = Path(__file__).with_name("asks.txt").read_text("ascii").splitlines()
+ASK_RIGHT, ASK_WRONG = zip(*(line.split(" | ") for line in ASKS), strict=True)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,7 @@ verdicts on its test answers, one letter per question.
 
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,7 +23,7 @@ from matplotlib.ticker import MaxNLocator
 
 import hir
 import train
-from support import REPOSITORY
+from experiments.search import run_training
 from support.errors import input_errors
 from support.files import read_lines, write_lines
 from support.settings import as_values, flag
@@ -102,17 +99,10 @@ def difference(config: dict, arguments: list[str]) -> str:
 
 
 def remarks(results: Results) -> list[str]:
-    """How results differ from those that the same commands would give today."""
-    known = set(as_values(train.RunConfig(), hir.Settings()))
-    unknown = [known - set(result.config["run"] | result.config["settings"]) for result in results.values()]
+    """Which results were made with other settings than the same commands have today."""
     other = [f"{name} ({result.difference})" for name, result in results.items() if result.difference]
-    found = []
-    if older := [names for names in unknown if names]:
-        flags = ", ".join(f"`{flag(name)}`" for name in sorted(set().union(*older)))
-        found.append(f"{len(older)} of {len(results)} runs are from before these settings: {flags}.\n")
-    if other:
-        found.append(f"† made with other settings than those of today, --run makes them again: {'; '.join(other)}.\n")
-    return found
+    remark = f"† made with other settings than those of today, --run makes them again: {'; '.join(other)}.\n"
+    return [remark] if other else []
 
 
 def _settings_that_matter(s: train.AllSettings) -> dict:
@@ -141,16 +131,10 @@ def make_runs(missing: dict[str, list[str]], runs: Path, results: Path, jobs: in
 def _make_run(runs: Path, results: Path, jobs: int, name: str, arguments: list[str], title: str) -> bool:
     """Make one run and write its result. Returns whether it succeeded."""
     print(title, flush=True)
-    out = runs / name
-    resume = ["--resume"] if (out / "config.json").exists() else []
-    command = [sys.executable, str(REPOSITORY / "train.py"), *arguments, "--out", str(out), *resume]
-    # Runs side by side take a core each, and are silent.
-    beside = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL} if jobs > 1 else {}
-    if subprocess.run(command, check=False, **beside).returncode:
-        return False
-    results.mkdir(parents=True, exist_ok=True)
-    write_lines(results / f"{name}.jsonl", _lines_of_run(out))
-    return True
+    if succeeded := run_training(arguments, runs / name, jobs):
+        results.mkdir(parents=True, exist_ok=True)
+        write_lines(results / f"{name}.jsonl", _lines_of_run(runs / name))
+    return succeeded
 
 
 # --- Estimates --------------------------------------------------------------------------------------------------------

@@ -49,14 +49,18 @@ def trials(method: str) -> list[str]:
     return random.Random(method).sample(grid, TRIALS)
 
 
+def run_training(arguments: list[str], out: Path, jobs: int) -> bool:
+    """Make a run silently, or resume it. Returns whether it succeeded. jobs: how many run at a time."""
+    beside = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}  # runs side by side take a core each
+    command = [sys.executable, str(REPOSITORY / "train.py"), *arguments, "--out", str(out), "--resume"]
+    return not subprocess.run(command, check=False, stdout=subprocess.DEVNULL, env=os.environ | beside).returncode
+
+
 def make_run(runs: Path, jobs: int, run: tuple[str, str, str]) -> dict | None:
-    """Make a run, or resume it. Returns its line, None if it failed."""
+    """The line about a run that is made, or resumed; None if it failed."""
     method, flags, task = run
     out = runs / "-".join([method, *flags.replace("--", "").split(), task])
-    command = [sys.executable, str(REPOSITORY / "train.py"), "--method", method, "--task", task, "--out", str(out)]
-    beside = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}  # runs side by side take a core each
-    command += [*BUDGET.split(), *ASKED.split(), *flags.split(), "--resume"]
-    if subprocess.run(command, check=False, stdout=subprocess.DEVNULL, env=os.environ | beside).returncode:
+    if not run_training(f"--method {method} --task {task} {BUDGET} {ASKED} {flags}".split(), out, jobs):
         return None
     lines = read_lines(out / "metrics.jsonl")
     total = {"method": method, "flags": flags, "task": task}

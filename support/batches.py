@@ -49,8 +49,8 @@ Group = list[TrainingExample]  # with the same question and encoder prefix, whic
 # --- Batches ----------------------------------------------------------------------------------------------------------
 
 
-def make_batches(examples: list[TrainingExample], batch_size: int, rng: random.Random) -> list[list[Group]]:
-    """Groups in random order, in batches of about `batch_size` examples.
+def make_batches(examples: list[TrainingExample], batch_size: int, rng: random.Random) -> Iterable[list[Group]]:
+    """Groups in random order, in batches of about `batch_size` examples: an epoch, with a progress bar.
 
     Only the groups of a few batches at a time are sorted by shape: little is padded, and every epoch mixes its questions
     differently.
@@ -59,7 +59,7 @@ def make_batches(examples: list[TrainingExample], batch_size: int, rng: random.R
     batches: list[list[Group]] = []
     for window in cut(rng.sample(groups, len(groups)), len, 4 * batch_size):
         batches += cut(sorted(window, key=shape), len, batch_size)
-    return rng.sample(batches, len(batches))
+    return tqdm(rng.sample(batches, len(batches)), "training", unit=" steps", leave=False, disable=silent())
 
 
 def make_groups(examples: Iterable[TrainingExample]) -> list[Group]:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,11 +46,18 @@ def find_checkpoint(path_or_name: str | os.PathLike, wanted: tuple[tuple[str, ..
     reference = cache / "refs" / "main"
     newest = [cache / "snapshots" / reference.read_text().strip()] if reference.is_file() else []
     for snapshot in (*newest, *sorted(cache.glob("snapshots/*"))):
-        if _is_complete(snapshot, wanted):
+        if not _lacking(snapshot, wanted, lambda file, snapshot=snapshot: (snapshot / file).is_file()):
             return snapshot
-    snapshot = cache / "snapshots" / "main"
+    snapshot, server = cache / "snapshots" / "main", os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+    def fetch(file: str) -> bool:
+        path = snapshot / file
+        return path.is_file() or download(f"{server}/{name}/resolve/main/{file}", path)
+
     try:
-        _download(name, snapshot, wanted)
+        fetch("tokenizer_config.json")  # which the oldest checkpoints lack
+        if missing := _lacking(snapshot, wanted, fetch):
+            raise InputError(f"the hub has no {missing} of that name.")
         if not reference.exists():
             reference.parent.mkdir(exist_ok=True)
             write_file(reference, b"main")
@@ -87,31 +95,13 @@ def _cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
 
 
-def _is_complete(directory: Path, wanted: tuple[tuple[str, ...], ...]) -> bool:
-    groups = (*wanted, *((part,) for part in _weight_parts(directory, wanted)))
-    return all(any((directory / name).is_file() for name in group) for group in groups)
-
-
-def _weight_parts(directory: Path, wanted: tuple[tuple[str, ...], ...]) -> list[str]:
-    """The files over which the weights are split, if they are split, and wanted."""
+def _lacking(directory: Path, wanted: tuple[tuple[str, ...], ...], fetch: Callable[[str], bool]) -> str:
+    """What is wanted in a directory and cannot be fetched into it, one file of each group; empty if nothing is."""
+    if missing := next((group for group in wanted if not any(map(fetch, group))), None):
+        return " or ".join(missing)
     weights = find_weights(directory) if WEIGHTS in wanted else None
-    return sorted(set(read_index(weights).values())) if weights and weights.suffix == ".json" else []
-
-
-def _download(name: str, directory: Path, wanted: tuple[tuple[str, ...], ...]) -> None:
-    server = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-
-    def fetch(file: str) -> bool:
-        path = directory / file
-        return path.is_file() or download(f"{server}/{name}/resolve/main/{file}", path)
-
-    for group in wanted:
-        if not any(map(fetch, group)):
-            raise InputError(f"the hub has no {' or '.join(group)} of that name.")
-    fetch("tokenizer_config.json")
-    for part in _weight_parts(directory, wanted):
-        if not fetch(part):
-            raise InputError(f"the hub lacks {part}, which {find_weights(directory).name} lists.")
+    parts = sorted(set(read_index(weights).values())) if weights and weights.suffix == ".json" else []
+    return next((part for part in parts if not fetch(part)), "")
 
 
 def model_width(checkpoint: str) -> int | None:

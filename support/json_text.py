@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from support.errors import InputError, input_errors
+from support.errors import InputError
 
 SHAPE = '{"examples": [{"input": "...", "target": "..."}, ...]}'
 WORD = r"[A-Za-z_]"
@@ -32,9 +32,8 @@ BY_MESSAGE = {  # of Python's decoder
 def parse(data: bytes, path: Path) -> object:
     """The JSON value in these bytes of a file; a byte order mark is fine."""
     try:
-        with input_errors(f"{path}: not JSON", f"write {SHAPE}", RecursionError):
-            text = data.decode(json.detect_encoding(data))
-            return json.loads(text)
+        text = data.decode(json.detect_encoding(data))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         if not text.strip():
             raise InputError(f"{path}: the file is empty; write {SHAPE}") from error
@@ -44,7 +43,7 @@ def parse(data: bytes, path: Path) -> object:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}: line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    except ValueError as error:  # a number with thousands of digits
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, or lists in lists
         raise InputError(f"{path}: not JSON ({error}); write {SHAPE}") from error
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from support import processes
-from support.batches import Group, TrainingExample, count, shape, silent
+from support.batches import Group, TrainingExample, count, shape
 from support.machine import MachineSettings
 
 MAX_LEFT_OUT = 10  # the run ends when so many gradient steps of an iteration were left out
@@ -41,7 +41,6 @@ class Learner:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.rate_factor)
         self.training_seconds = 0.0
         self.steps: list[dict[str, float] | None] = []  # of this iteration; None for a step that was left out
-        self.bar: tqdm | None = None
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """All parameters that the optimizer updates."""
@@ -73,9 +72,6 @@ class Learner:
         left out and its examples are printed. Raises FloatingPointError if that happens too often.
         """
         begin = time.perf_counter()
-        if self.bar is None:
-            self.bar = tqdm(desc="training", unit=" steps", leave=False, disable=silent())
-        self.bar.update()
         self.model.train(dropout)
         self.optimizer.zero_grad(set_to_none=True)
         (num_tokens, num_examples), done = count(groups), []
@@ -109,9 +105,6 @@ class Learner:
         """
         steps, self.steps = self.steps, []
         seconds, self.training_seconds = self.training_seconds, 0.0
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
         taken = [terms for terms in steps if terms is not None]
         if steps and not taken:
             raise FloatingPointError(_NOT_FINITE.format(len(steps)))

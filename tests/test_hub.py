@@ -113,7 +113,7 @@ def test_what_the_hub_does_not_have_is_said(hub, monkeypatch):
         load_checkpoint("org/other")
     assert not hub.cache.exists()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(InputError, match=r":9/org/tiny/resolve/main/config\.json could not be fetched"):
+    with pytest.raises(InputError, match=r":9/org/tiny/resolve/main/tokenizer_config\.json could not be fetched"):
         load_checkpoint("org/tiny")
     for name in ("../files", "a/b/c", "org/..", "~/x"):
         with pytest.raises(InputError, match="no such directory"):

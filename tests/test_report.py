@@ -195,7 +195,6 @@ def test_results_with_other_settings_are_marked(tmp_path, capsys):
     older.write_text(re.sub('"replay": "[a-z]+", ', "", older.read_text()))
     assert report.main(["--results", str(tmp_path), "--only", "*three_objects-hir-t5-mini-seed*"]) == 0
     said = capsys.readouterr().out
-    assert "1 of 2 runs are from before these settings: `--replay`" in said
     assert f"{other.stem} (--alpha 7.0, not " in said and older.stem not in said
     assert "5 runs to make" in said  # the two that differ, and three of the other task
     assert rows_of(tmp_path, "Table 2: all tasks")[LD3][6].startswith(f"{cell(0.8)} †")
@@ -213,7 +212,7 @@ def test_missing_runs_are_made_once(tmp_path, monkeypatch, capsys):
         letters = read_lines(stored)[-1]["verdicts"]["geometric_shapes"][asked]
         assert len(letters) == 4 and letters.count("r") / 4 == result.value(key)
     assert rows_of(tmp_path / "results", "Table 2: all tasks")["geometric_shapes"][3] != "–"
-    monkeypatch.setattr(results.subprocess, "run", lambda *_, **__: pytest.fail("a finished run was made again"))
+    monkeypatch.setattr(search.subprocess, "run", lambda *_, **__: pytest.fail("a finished run was made again"))
     capsys.readouterr()
     assert report.main(arguments) == 0 and "0 runs to make" in capsys.readouterr().out
 
