@@ -38,6 +38,8 @@ FAMILIES = ("logical_deduction", "tracking_shuffled_objects", "object_counting")
 SIZES = ("t5-nano", "t5-mini")
 VARIANTS = {  # of HIR, in Table 4: what differs
     **{f"sub-outputs: {kind}": f"--sub-output {kind}" for kind in ("answer", "encoder", "decoder", "none")},
+    "sub-outputs: encoder, in larger batches": "--sub-output encoder --train-batch-size 128",  # so in as many steps
+    "sub-outputs: decoder, in larger batches": "--sub-output decoder --train-batch-size 192",
     **{f"replay: {which}": f"--replay {which}" for which in ("all", "last")},
     "Eq. 4 over the batch": "--contrastive batch",
     "without the contrastive term": "--alpha 0",
