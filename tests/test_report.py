@@ -154,7 +154,7 @@ def test_the_other_tables_and_the_pictures(directory):
     variants = rows_of(directory, "Table 4: ablations")
     assert variants["HIR as in Table 2"][1].startswith("85.0 [") and variants["HIR as in Table 2"][0] == "10"
     averages = [value.split()[0] for value in variants["HIR as in Table 2"][5:]]
-    assert averages == ["74.5", "10.0", "75.0", "15.0"]  # deduction obeys in 60 %
+    assert averages == ["74.5", "–", "10.0", "75.0", "15.0"]  # deduction obeys in 60 %
     assert variants["sub-outputs: none"][2] == f"{cell(0.65)} (1 of 3 runs)"
     wrong = rows_of(directory, "Under the wrong instruction", labels=2)
     shares = [wrong[LD3, share][5].split()[0] for share in ("right", "obeyed", "malformed")]
