@@ -12,6 +12,7 @@ import fnmatch
 import itertools
 import statistics
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -159,13 +160,17 @@ def search_table(results: Results) -> Table:
     return "The search", text, ["method", "settings", "mean over iterations", "at the end", "malformed"], rows
 
 
+def average_row(results: Results, tasks: Iterable[str], size: str = "t5-mini") -> list[Estimate | str | None]:
+    """The means over tasks: before training, and of each method."""
+    before = [of_method(results, task, "none", size=size) for task in tasks]
+    means = of.bootstrap({m: [names_of(task, m, size) for task in tasks] for m in METHODS}, results)
+    return [percent(statistics.mean(e.mean for e in before)) if all(before) else None, *map(means.get, METHODS)]
+
+
 def table_2(results: Results) -> Table:
     """All tasks, all methods, and the averages."""
     rows = [[task, chance(task), *(of_method(results, task, m) for m in COLUMNS)] for task in TASKS]
-    averages = of.bootstrap({m: [names_of(task, m) for task in TASKS] for m in METHODS}, results)
-    before = [of_method(results, task, "none") for task in TASKS]
-    start = percent(statistics.mean(e.mean for e in before)) if all(before) else None
-    rows.append(["average", None, start, *(averages.get(m) for m in METHODS)])
+    rows.append(["average", None, *average_row(results, TASKS)])
     text = f"Right, in % of the test questions ({PROTOCOL}). Chance is an option picked blindly."
     return "Table 2: all tasks", text, ["task", "chance", *COLUMNS.values()], rows
 
@@ -217,6 +222,7 @@ def table_3(results: Results) -> Table:
     """Two sizes of the model."""
     sizes = itertools.product(FOUR, SIZES)
     rows = [[task, size, *(of_method(results, task, m, size=size) for m in COLUMNS)] for task, size in sizes]
+    rows += [["average", size, *average_row(results, FOUR, size)] for size in SIZES]
     return "Table 3: two sizes", f"Right, in %, {len(SEEDS)} seeds.", ["task", "model", *COLUMNS.values()], rows
 
 
