@@ -112,7 +112,7 @@ def planned_runs(runs: Path) -> dict[str, list[str]]:
 # --- Tables: from results to title, text, header and rows -------------------------------------------------------------
 
 Table = tuple[str, str, list[str], list[list[object]]]
-SHARES = ("correct", "wrong", "obeyed", "malformed")
+SHARES = tuple(of.VERDICTS)
 SHARES_ADD_UP = (
     "Asked for a wrong answer, an output is still right, obeys with a well-formed wrong answer, or is malformed."
 )
@@ -160,10 +160,12 @@ def search_table(results: Results) -> Table:
     return "The search", text, ["method", "settings", "mean over iterations", "at the end", "malformed"], rows
 
 
-def average_row(results: Results, tasks: Iterable[str], size: str = "t5-mini") -> list[Estimate | str | None]:
+def average_row(
+    results: Results, tasks: Iterable[str], size: str = "t5-mini", key: str = "correct"
+) -> list[Estimate | str | None]:
     """The means over tasks: before training, and of each method."""
-    before = [of_method(results, task, "none", size=size) for task in tasks]
-    means = of.bootstrap({m: [names_of(task, m, size) for task in tasks] for m in METHODS}, results)
+    before = [of_method(results, task, "none", key, size) for task in tasks]
+    means = of.bootstrap({m: [names_of(task, m, size) for task in tasks] for m in METHODS}, results, key)
     return [percent(statistics.mean(e.mean for e in before)) if all(before) else None, *map(means.get, METHODS)]
 
 
@@ -179,7 +181,7 @@ def ranking_table(results: Results) -> Table:
     """The methods over all tasks: how good, how soon, at what cost, and whether they obey the other instruction."""
     names = {m: [names_of(task, m) for task in TASKS] for m in METHODS}
     averages, leads = of.bootstrap(names, results), of.bootstrap(names, results, minus="hir")
-    ranks, obeyed = of.bootstrap_ranks(names, results), of.bootstrap(names, results, asked="wrong", verdict="w")
+    ranks, obeyed = of.bootstrap_ranks(names, results), of.bootstrap(names, results, "obeyed")
     rows = []
     for m, of_tasks in names.items():
         found = [results[name] for seeds in of_tasks for name in seeds if name in results]
@@ -222,28 +224,28 @@ def table_3(results: Results) -> Table:
     """Two sizes of the model."""
     sizes = itertools.product(FOUR, SIZES)
     rows = [[task, size, *(of_method(results, task, m, size=size) for m in COLUMNS)] for task, size in sizes]
-    rows += [["average", size, *average_row(results, FOUR, size)] for size in SIZES]
-    return "Table 3: two sizes", f"Right, in %, {len(SEEDS)} seeds.", ["task", "model", *COLUMNS.values()], rows
+    averages = itertools.product({"average": "correct", "obeyed": "obeyed"}.items(), SIZES)
+    rows += [[label, size, *average_row(results, FOUR, size, key)] for (label, key), size in averages]
+    text = f"Right, in % ({PROTOCOL}). Last, averages of the four tasks: right, and obeyed under the wrong instruction."
+    return "Table 3: two sizes", text, ["task", "model", *COLUMNS.values()], rows
 
 
 def table_4(results: Results) -> Table:
     """What each part of the method contributes. Variants that HIR's own settings already are have no row."""
     differing = {label: flags for label, flags in VARIANTS.items() if variant(flags)}
     names = {label: [names_of(task, "hir", flags=flags) for task in FOUR] for label, flags in (OWN | differing).items()}
-    asked = {"average": ("correct", "r"), "wrong instruction: right": ("wrong", "r")}
-    asked |= {"obeyed": ("wrong", "w"), "malformed": ("wrong", "m")}
-    shares = {title: of.bootstrap(names, results, *which) for title, which in asked.items()}
+    averages, *others = (of.bootstrap(names, results, key) for key in SHARES)
     leads = of.bootstrap(names, results, minus=next(iter(OWN)))
     rows: list[list] = []
     for label, of_tasks in names.items():
         found = [results[name] for seeds in of_tasks for name in seeds if name in results]
         rows.append([label, round(statistics.mean(map(of.steps, found))) if found else None])
         rows[-1] += [estimate(results, seeds) for seeds in of_tasks]
-        average, *others = (means.get(label) for means in shares.values())
-        rows[-1] += [average, None if label in OWN else leads.get(label), *others]
+        rows[-1] += [averages.get(label), None if label in OWN else leads.get(label)]
+        rows[-1] += [shares.get(label) for shares in others]
     text = f"Right, in % ({PROTOCOL}); what differs is said. Last, the averages of the four tasks. {SHARES_ADD_UP}"
-    title, *others = shares
-    return "Table 4: ablations", text, ["", "gradient steps", *FOUR, title, "minus HIR", *others], rows
+    header = ["", "gradient steps", *FOUR, "average", "minus HIR", "wrong instruction: right", "obeyed", "malformed"]
+    return "Table 4: ablations", text, header, rows
 
 
 def change_table(results: Results) -> Table:
@@ -251,11 +253,10 @@ def change_table(results: Results) -> Table:
     runs = {"FARL": ("farl", ""), "HIR": ("hir", ""), **{f"`{flags}`": ("hir", variant(flags)) for flags in CHANGES}}
     names = {label: [names_of(task, m, flags=flags) for task in TASKS] for label, (m, flags) in runs.items()}
     rows = [[task, *(estimate(results, names[label][i]) for label in runs)] for i, task in enumerate(TASKS)]
-    shares = {"average": ("correct", "r"), "obeyed": ("wrong", "w"), "malformed": ("wrong", "m")}
-    averages = {title: of.bootstrap(names, results, asked, verdict) for title, (asked, verdict) in shares.items()}
-    leads = of.bootstrap(names, results, minus="HIR")
-    rows += [[title, *(found.get(label) for label in runs)] for title, found in averages.items()]
-    rows.insert(len(TASKS) + 1, ["minus HIR", *(leads.get(label) if label != "HIR" else None for label in runs)])
+    leads = of.bootstrap(names, results, minus="HIR") | {"HIR": None}
+    averages = {"average": of.bootstrap(names, results), "minus HIR": leads}
+    averages |= {key: of.bootstrap(names, results, key) for key in ("obeyed", "malformed")}
+    rows += [[title, *map(found.get, runs)] for title, found in averages.items()]
     text = f"Right at the end, in % ({PROTOCOL}); HIR also with one setting changed. Last, averages over all tasks: right, "
     text += "and obeyed and malformed under the wrong instruction."
     return "One change to HIR", text, ["task", *runs], rows

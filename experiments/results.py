@@ -183,15 +183,18 @@ def estimate(results: Results, names: list[str], key="correct", line: int = -1, 
 
 
 DRAWS = 2000  # of the bootstrap
+VERDICTS = {  # a key of metrics.jsonl -> the instruction, and the verdict whose share it is
+    "correct": ("correct", "r"), "wrong": ("wrong", "r"), "obeyed": ("wrong", "w"), "malformed": ("wrong", "m")
+}  # fmt: skip
 
 
-def bootstrap_means(names: list[list[str]], results: Results, asked: str, verdict: str) -> np.ndarray | None:
-    """A verdict's share, averaged over tasks: as measured, then in DRAWS resamples; None if runs are missing.
+def bootstrap_means(names: list[list[str]], results: Results, key: str) -> np.ndarray | None:
+    """A share of VERDICTS, averaged over tasks: as measured, then in DRAWS resamples; None if runs are missing.
 
     names: for each task, its runs' names, one per seed. Seeds and questions are resampled, in the same way for all methods
     with as many tasks and seeds, so that methods can be subtracted: they are paired over questions and seeds.
     """
-    total = np.zeros(DRAWS + 1)
+    (asked, verdict), total = VERDICTS[key], np.zeros(DRAWS + 1)
     for number, of_task in enumerate(names):
         found = [letters[asked] for name in of_task if name in results for letters in results[name].verdicts.values()]
         if len(found) < len(of_task):
@@ -210,10 +213,10 @@ def interval(means: np.ndarray) -> Estimate:
 
 
 def bootstrap(
-    names: dict[str, list[list[str]]], results: Results, asked: str = "correct", verdict: str = "r", minus: str = ""
+    names: dict[str, list[list[str]]], results: Results, key: str = "correct", minus: str = ""
 ) -> dict[str, Estimate]:
     """Each method's mean over tasks, or its lead over the method `minus`. Unfinished methods are left out."""
-    means = {method: bootstrap_means(tasks, results, asked, verdict) for method, tasks in names.items()}
+    means = {method: bootstrap_means(tasks, results, key) for method, tasks in names.items()}
     done = {method: values for method, values in means.items() if values is not None}
     if minus:
         return {method: interval(values - done[minus]) for method, values in done.items() if minus in done}
@@ -222,7 +225,7 @@ def bootstrap(
 
 def bootstrap_ranks(names: dict[str, list[list[str]]], results: Results) -> dict[str, str]:
     """Each method's rank by the mean of right answers, 1 being the best, and the ranks in 95 % of the resamples."""
-    means = {method: bootstrap_means(tasks, results, "correct", "r") for method, tasks in names.items()}
+    means = {method: bootstrap_means(tasks, results, "correct") for method, tasks in names.items()}
     done = {method: values for method, values in means.items() if values is not None}
     ranks = {m: 1 + sum(other > values for other in done.values()) for m, values in done.items()}
     return {m: "{} [{:.0f}, {:.0f}]".format(r[0], *np.percentile(r[1:], (2.5, 97.5))) for m, r in ranks.items()}
