@@ -51,7 +51,7 @@ VARIANTS = {  # of HIR, in Table 4: what differs
 CHANGES = ("--alpha 0", "--replay all")  # made to HIR on all tasks, to see why it trails where it does
 NO_CRITIC = "--ppo-value-learning-rate 0"  # its values stay 0: REINFORCE with PPO's clip and whitened rewards
 # Data reuse: 16 iterations at a constant learning rate, evaluated after so many outputs, with so many passes over them.
-OUTPUTS, PASSES = (400, 800, 1600), (1, 4, 10)
+OUTPUTS, PASSES = (100, 400, 800, 1600), (1, 4, 10)
 REUSE_METHODS, REUSE_TASKS = ("farl", "grpo", "hir"), (FOUR[0], FOUR[3])
 LEARNERS = "--iterations 16 --final-learning-rate 1"
 OFFICIAL = "--method none --data official --test-size 200 --max-new-tokens 112"
@@ -334,6 +334,14 @@ def draw_comparison(results: Results, directory: Path) -> None:
     for over, name in (("sampled", "methods.png"), ("seconds", "methods_seconds.png")):
         panels = {t: {METHODS[m]: [of.curve(r, over=over) for r in found[t][m]] for m in METHODS} for t in TASKS}
         of.draw_curves(directory / name, panels, over)
+    panels = {
+        f"{task}, {passes} pass{'es' * (passes > 1)}": {
+            METHODS[m]: [of.curve(results[n]) for n in names_of(task, m, flags=reuse(m, passes)) if n in results]
+            for m in REUSE_METHODS
+        }
+        for task, passes in itertools.product(REUSE_TASKS, PASSES)
+    }
+    of.draw_curves(directory / "efficiency.png", panels, "sampled")
     bars = {}
     for task in (task for task, methods in found.items() if any(methods.values())):
         cells = {m: [of_method(results, task, m, key) for key in SHARES] for m in COLUMNS}

@@ -163,10 +163,10 @@ def test_the_other_tables_and_the_pictures(directory):
     assert [value.split()[0] for value in default[LD3]] == ["40.0", "75.0", "40.0", "5.0", *"––––"]
     assert default[TRACKING][0] == "–"
     reused = rows_of(directory, "Data efficiency", labels=2)
-    assert reused["HIR", "4"] == ["65.0", "90.0", "–", "10"] and reused["HIR", "1"][0] == "–"
+    assert reused["HIR", "4"] == ["–", "65.0", "90.0", "–", "10"] and reused["HIR", "1"][1] == "–"
     assert rows_of(directory, "The leak in Date Understanding")["official order"][1].startswith("30.0 [")
     assert rows_of(directory, "The search", labels=2)["HIR", f"`{search.trials('hir')[0]}`"] == ["50.0", "70.0", "10.0"]
-    for name in ("methods", "methods_seconds", "wrong_instruction", "curve"):
+    for name in ("methods", "methods_seconds", "efficiency", "wrong_instruction", "curve"):
         assert (directory / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
