@@ -48,11 +48,15 @@ VARIANTS = {  # of HIR, in Table 4: what differs
     "without the entropy term": "--beta 0",
     "with the paper's label smoothing": "--label-smoothing 0.2",
 }
-CHANGES = ("--alpha 0", "--replay all")  # made to HIR on all tasks, to see why it trails where it does
+TRAILING = (  # the tasks on which HIR ends more than a point behind FARL
+    "logical_deduction_five_objects", "logical_deduction_seven_objects", "object_counting", "geometric_shapes",
+    "penguins_in_a_table", "word_sorting",
+)  # fmt: skip
+CHANGES = ("--alpha 0", "--replay all")  # made to HIR on these, to see why
 NO_CRITIC = "--ppo-value-learning-rate 0"  # its values stay 0: REINFORCE with PPO's clip and whitened rewards
 # Data reuse: 16 iterations at a constant learning rate, evaluated after so many outputs, with so many passes over them.
 OUTPUTS, PASSES = (100, 400, 800, 1600), (1, 4, 10)
-REUSE_METHODS, REUSE_TASKS = ("farl", "grpo", "hir"), (FOUR[0], FOUR[3])
+REUSE_METHODS, REUSE_TASKS, REUSE_SEEDS = ("farl", "grpo", "hir"), (FOUR[0], FOUR[3]), SEEDS[:2]
 LEARNERS = "--iterations 16 --final-learning-rate 1"
 OFFICIAL = "--method none --data official --test-size 200 --max-new-tokens 112"
 # The bundled models answer in words; only fine-tuning on the file teaches them letters.
@@ -69,7 +73,7 @@ def name_of(task: str, method: str, seed: int = 0, size: str = "t5-mini", flags:
 
 def names_of(task: str, method: str, size: str = "t5-mini", flags: str = "") -> list[str]:
     """The names of a run with all its seeds."""
-    return [name_of(task, method, seed, size, flags) for seed in SEEDS]
+    return [name_of(task, method, seed, size, flags) for seed in (REUSE_SEEDS if LEARNERS in flags else SEEDS)]
 
 
 def variant(flags: str) -> str:
@@ -86,7 +90,7 @@ def planned_runs(runs: Path) -> dict[str, list[str]]:
     """Name -> arguments of train.py, for every run that tables and plots show. `runs`: where trained models are."""
     compared = [*itertools.product(TASKS, METHODS, ["t5-mini"], [""]), *itertools.product(FOUR, METHODS, SIZES, [""])]
     compared += itertools.product(FOUR, ["hir"], ["t5-mini"], map(variant, VARIANTS.values()))
-    compared += itertools.product(TASKS, ["hir"], ["t5-mini"], map(variant, CHANGES))
+    compared += itertools.product(TRAILING, ["hir"], ["t5-mini"], map(variant, CHANGES))
     compared += [(task, "ppo", "t5-mini", NO_CRITIC) for task in FOUR]
     reused = itertools.product(REUSE_TASKS, REUSE_METHODS, PASSES)
     compared += [(task, method, "t5-mini", reuse(method, passes)) for task, method, passes in reused]
@@ -249,17 +253,17 @@ def table_4(results: Results) -> Table:
 
 
 def change_table(results: Results) -> Table:
-    """HIR with one setting changed, on all tasks, beside FARL: what does the second instruction cost?"""
+    """HIR with one setting changed, on the tasks where it trails, beside FARL: what does the second instruction cost?"""
     runs = {"FARL": ("farl", ""), "HIR": ("hir", ""), **{f"`{flags}`": ("hir", variant(flags)) for flags in CHANGES}}
-    names = {label: [names_of(task, m, flags=flags) for task in TASKS] for label, (m, flags) in runs.items()}
-    rows = [[task, *(estimate(results, names[label][i]) for label in runs)] for i, task in enumerate(TASKS)]
+    names = {label: [names_of(task, m, flags=flags) for task in TRAILING] for label, (m, flags) in runs.items()}
+    rows = [[task, *(estimate(results, names[label][i]) for label in runs)] for i, task in enumerate(TRAILING)]
     leads = of.bootstrap(names, results, minus="HIR") | {"HIR": None}
     averages = {"average": of.bootstrap(names, results), "minus HIR": leads}
     averages |= {key: of.bootstrap(names, results, key) for key in ("obeyed", "malformed")}
     rows += [[title, *map(found.get, runs)] for title, found in averages.items()]
-    text = f"Right at the end, in % ({PROTOCOL}); HIR also with one setting changed. Last, averages over all tasks: right, "
+    text = f"Right at the end, in % ({PROTOCOL}); HIR also with one setting changed. Last, averages over these tasks: right, "
     text += "and obeyed and malformed under the wrong instruction."
-    return "One change to HIR", text, ["task", *runs], rows
+    return "Where HIR trails: one thing changed", text, ["task", *runs], rows
 
 
 def critic_table(results: Results) -> Table:
@@ -289,7 +293,7 @@ def efficiency_table(results: Results) -> Table:
             shares = [r.value(line=i) for r, i in zip(found, at, strict=True) if i is not None]
             rows[-1].append(percent(statistics.mean(shares)) if len(shares) == len(names) else None)
         rows[-1].append(round(statistics.mean(map(of.steps, found))) if found else None)
-    text = f"Right, in %, the mean of {' and '.join(REUSE_TASKS)} and {len(SEEDS)} seeds, "
+    text = f"Right, in %, the mean of {' and '.join(REUSE_TASKS)} and {len(REUSE_SEEDS)} seeds, "
     text += f"after so many sampled outputs (`{LEARNERS}`)."
     header = ["method", "passes over the outputs", *(f"{n:,} outputs" for n in OUTPUTS), "gradient steps"]
     return "Data efficiency", text, header, rows
