@@ -83,7 +83,7 @@ def directory(tmp_path_factory):
     write_result(directory, report.name_of(TRACKING, "hir", flags="--sub-output none"), 0.65)
     write_result(directory, report.name_of(TRACKING, "hir", size="t5-nano"), 0.45, before=0.2)
     for task in report.REUSE_TASKS:
-        for seed in report.SEEDS:
+        for seed in report.REUSE_SEEDS:
             write_result(directory, report.name_of(task, "hir", seed, flags=report.reuse("hir", 4)), 0.9)
     write_result(directory, "leak-official-seed0-other-order", 0.3)
     write_result(directory, "logical_deduction-default-seed0", 0.75, wrong=0.05)
